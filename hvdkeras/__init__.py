@@ -1,0 +1,47 @@
+"""Distributed training of Keras models on Spark data, over MPI.
+
+Importing the package loads neither TensorFlow nor MPI nor Horovod: a Spark driver stays light, and ranks
+set their devices and variables first.
+"""
+
+from hvdkeras.history import History
+from hvdkeras.launch.failure import TrainingError
+from hvdkeras.trainers import (
+    ADAG,
+    AEASGD,
+    DOWNPOUR,
+    EAMSGD,
+    EASGD,
+    AdaptiveDOWNPOUR,
+    AsynchronousEASGD,
+    AveragingTrainer,
+    DiLoCo,
+    DynSGD,
+    EnsembleTrainer,
+    SingleTrainer,
+    SynchronousEAMSGD,
+    SynchronousSGD,
+    Trainer,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ADAG",
+    "AEASGD",
+    "DOWNPOUR",
+    "EAMSGD",
+    "EASGD",
+    "AdaptiveDOWNPOUR",
+    "AsynchronousEASGD",
+    "AveragingTrainer",
+    "DiLoCo",
+    "DynSGD",
+    "EnsembleTrainer",
+    "History",
+    "SingleTrainer",
+    "SynchronousEAMSGD",
+    "SynchronousSGD",
+    "Trainer",
+    "TrainingError",
+]

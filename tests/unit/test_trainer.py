@@ -1,0 +1,132 @@
+"""The arguments that all trainers share, and the checks that need no launch."""
+
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import hvdkeras
+
+DATA = {"features": np.zeros((8, 3), np.float32), "label": np.zeros(8, np.float32)}
+
+
+def model(**compiled) -> keras.Model:
+    result = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    if compiled:
+        result.compile(**compiled)
+    return result
+
+
+@keras.saving.register_keras_serializable("tests")
+class Registered(keras.layers.Dense):
+    pass
+
+
+class Unknown(keras.layers.Dense):
+    pass
+
+
+@pytest.mark.parametrize("name", ["num_workers", "batch_size", "num_epoch", "communication_window"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_counts_must_be_positive_integers(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer. Received: {value!r}"):
+        hvdkeras.EASGD(model(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["rho", "learning_rate", "timeout"])
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "fast"])
+def test_rates_must_be_positive_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number"):
+        hvdkeras.EASGD(model(), **{name: value})
+
+
+def test_easgd_that_oscillates_is_refused():
+    trainer = hvdkeras.EASGD(model(), loss="mse", num_workers=4, rho=3.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"at most 1.*Received: 4 \* 3.0 \* 0.1 = 1.2"):
+        trainer.train(DATA)
+
+
+def test_asynchronous_easgd_that_overshoots_is_refused():
+    trainer = hvdkeras.AEASGD(model(), loss="mse", num_workers=4, rho=11.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"overshoots.*Received: 11.0 \* 0.1 = 1.1"):
+        trainer.train(DATA)
+
+
+def test_momentum_workers_take_no_other_optimizer():
+    with pytest.raises(ValueError, match="worker_optimizer must be left out.*'adam'"):
+        hvdkeras.EAMSGD(model(), worker_optimizer="adam")
+    with pytest.raises(ValueError, match="momentum must lie between 0 and 1. Received: 1"):
+        hvdkeras.EAMSGD(model(), momentum=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "mse", "worker_optimizer": "sdg"}, "sdg"),
+        ({"loss": "mse", "metrics": ["acuracy"]}, "acuracy"),
+        ({"loss": "mean_square"}, "mean_square"),
+    ],
+)
+def test_names_that_keras_does_not_know_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hvdkeras.EASGD(model(), **arguments).train(DATA)
+
+
+def test_custom_layers_must_be_given():
+    custom = keras.Sequential([keras.Input((3,)), Unknown(1)])
+    with pytest.raises(ValueError, match="custom_objects.*Unknown"):
+        hvdkeras.EASGD(custom, loss="mse").train(DATA)
+    trainer = hvdkeras.EASGD(custom, loss="mse", custom_objects={"Unknown": Unknown})
+    assert isinstance(trainer.compiled_model().layers[0], Unknown)
+
+
+def test_registered_layers_travel_with_the_trainer():
+    trainer = hvdkeras.EASGD(keras.Sequential([keras.Input((3,)), Registered(1)]), loss="mse")
+    copy = pickle.loads(pickle.dumps(trainer))
+    assert isinstance(copy.compiled_model().layers[0], Registered)
+
+
+def test_what_the_model_was_compiled_with_is_the_default():
+    trainer = hvdkeras.EASGD(model(optimizer=keras.optimizers.Adam(0.5), loss="mae", metrics=["mse"]))
+    copy = pickle.loads(pickle.dumps(trainer)).compiled_model()
+    assert isinstance(copy.optimizer, keras.optimizers.Adam)
+    assert float(copy.optimizer.learning_rate) == 0.5
+    assert copy.loss == "mae"
+
+
+def test_default_optimizer_is_sgd_at_the_learning_rate():
+    copy = hvdkeras.EASGD(model(), loss="mse", learning_rate=0.25).compiled_model()
+    assert isinstance(copy.optimizer, keras.optimizers.SGD)
+    assert float(copy.optimizer.learning_rate) == 0.25
+
+
+def test_pickled_trainer_is_small_and_has_the_weights():
+    original = model()
+    trainer = pickle.loads(pickle.dumps(hvdkeras.SingleTrainer(original, loss="mse")))
+    np.testing.assert_array_equal(trainer.compiled_model().get_weights()[0], original.get_weights()[0])
+    assert len(pickle.dumps(trainer)) < 40_000
+
+
+@pytest.mark.parametrize("data", [3, None, [1, 2]])
+def test_unknown_data_is_refused(data):
+    with pytest.raises(ValueError, match="data must be a Spark DataFrame.*Received"):
+        hvdkeras.SingleTrainer(model(), loss="mse").train(data)
+
+
+def test_fewer_rows_than_ranks_are_refused():
+    with pytest.raises(ValueError, match="9.*8|8.*9"):
+        hvdkeras.EASGD(model(), loss="mse", num_workers=9, rho=0.1).train(DATA)
+
+
+def test_training_time_needs_a_training():
+    with pytest.raises(RuntimeError, match="train must be called before"):
+        hvdkeras.SingleTrainer(model()).get_training_time()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import hvdkeras, sys; print({'tensorflow', 'keras', 'mpi4py', 'horovod'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "set()"

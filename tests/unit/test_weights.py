@@ -1,0 +1,90 @@
+import pickle
+
+import keras
+import numpy as np
+import pytest
+
+from hvdkeras.weights import (
+    FlatWeights,
+    averaged_variables,
+    compile_arguments,
+    model_from_bytes,
+    model_to_bytes,
+    pack,
+    unpack,
+)
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(2),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+        ]
+    )
+
+
+def test_vector_holds_the_variables_in_their_order(model):
+    weights = FlatWeights(model.trainable_variables)
+    expected = np.concatenate([np.ravel(v.numpy()) for v in model.trainable_variables])
+    np.testing.assert_array_equal(weights.read(), expected)
+    assert weights.size == 3 * 2 + 2 + 2 + 2
+
+
+def test_what_is_written_is_read(model):
+    weights = FlatWeights(model.trainable_variables)
+    weights.write(np.arange(12, dtype=np.float32))
+    np.testing.assert_array_equal(weights.read(), np.arange(12))
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), [[0, 1], [2, 3], [4, 5]])
+
+
+def test_a_vector_that_was_read_stays_when_the_variables_change(model):
+    weights = FlatWeights(model.trainable_variables)
+    before = weights.read()
+    values = before.copy()
+    weights.write(before + 1)
+    np.testing.assert_array_equal(before, values)
+
+
+def test_wrong_length_is_refused(model):
+    with pytest.raises(ValueError, match=r"shape \(12,\). Received: \(11,\)"):
+        FlatWeights(model.trainable_variables).write(np.zeros(11, np.float32))
+
+
+def test_only_float_statistics_are_averaged(model):
+    names = [variable.name for variable in averaged_variables(model)]
+    assert names == ["moving_mean", "moving_variance"]
+    assert len(model.non_trainable_variables) == 3  # dropout's seed, too
+
+
+def test_no_variables_make_an_empty_vector():
+    weights = FlatWeights([])
+    weights.write(weights.read())
+    assert weights.read().shape == (0,)
+
+
+def test_model_comes_back_from_its_bytes(model):
+    rows = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    copy = model_from_bytes(model_to_bytes(model))
+    np.testing.assert_array_equal(copy.predict(rows, verbose=0), model.predict(rows, verbose=0))
+
+
+def test_packed_keras_objects_survive_pickling():
+    value = ["mse", {"out": keras.losses.Huber(delta=2.0)}, len]
+    copy = unpack(pickle.loads(pickle.dumps(pack(value))), {})
+    assert copy[0] == "mse"
+    # Beyond delta the loss is linear: 2 * (5 - 2 / 2).
+    assert float(copy[1]["out"](np.zeros((1, 1)), np.full((1, 1), 5.0))) == 8.0
+    assert copy[2] is len
+
+
+def test_compile_arguments_are_the_models_own(model):
+    assert compile_arguments(model) == {}
+    model.compile(keras.optimizers.Adam(0.5), keras.losses.Huber(), metrics=["mae"])
+    arguments = compile_arguments(model)
+    assert float(arguments["optimizer"].learning_rate) == 0.5
+    assert isinstance(arguments["loss"], keras.losses.Huber)
+    assert arguments["metrics"] == ["mae"]
