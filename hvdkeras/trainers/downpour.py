@@ -1,0 +1,132 @@
+"""DOWNPOUR SGD, plain and with Adagrad at the server."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hvdkeras.trainers.trainer import Trainer, require_positive
+
+
+def downpour(local: np.ndarray, center: np.ndarray, pulled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One exchange of DOWNPOUR (Zhang et al. 2015, Algorithm 3; Dean et al. 2012, section 4.1).
+
+        update = local - pulled
+        center <- center + update
+        local  <- center
+
+    Args:
+        local: a worker's weights, shape `(n,)`, float32.
+        center: the center variable, shape `(n,)`, float32.
+        pulled: what the worker pulled at its exchange before, shape `(n,)`.
+
+    Returns:
+        The worker's new weights and the update that it adds to the center, each of shape `(n,)`.
+    """
+    update = local - pulled
+    return center + update, update
+
+
+def adagrad(
+    local: np.ndarray,
+    center: np.ndarray,
+    accumulator: np.ndarray,
+    pulled: np.ndarray,
+    learning_rate: float,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One exchange of DOWNPOUR with Adagrad at the server (Dean et al. 2012, section 4.1).
+
+        update = local - pulled
+        accumulator <- accumulator + update ** 2
+        center <- center + learning_rate * update / (sqrt(accumulator) + epsilon)
+        local  <- center
+
+    Args:
+        local: a worker's weights, shape `(n,)`, float32.
+        center: the center variable, shape `(n,)`, float32.
+        accumulator: the sum of the squares of all workers' updates so far, shape `(n,)`.
+        pulled: what the worker pulled at its exchange before, shape `(n,)`.
+        learning_rate: the server's step size: how far a weight's first update moves it.
+        epsilon: keeps the division finite.
+
+    Returns:
+        The worker's new weights, and what is added to the center and to the accumulator, each of shape
+        `(n,)`.
+    """
+    update = local - pulled
+    squares = update * update
+    step = learning_rate * update / (np.sqrt(accumulator + squares) + epsilon)
+    return center + step, step, squares
+
+
+class DOWNPOUR(Trainer):
+    """Asynchronous SGD with a parameter server.
+
+    Every worker runs its own optimizer on its own rows. After every `communication_window` batches, at
+    its own pace, it adds what it has changed since the last time to the center, and goes on from there.
+    The trained model is the center.
+
+    Args:
+        keras_model: the model to train; see `Trainer` for the arguments that all trainers share.
+        communication_window: batches between two exchanges. The default, 5, is what dist-keras uses.
+            The workers' updates add up, so that long windows and many workers diverge at learning rates
+            at which one worker does not (Zhang et al. 2015, section 5).
+
+    References:
+        Dean et al., [Large Scale Distributed Deep Networks](
+        https://papers.nips.cc/paper/4687-large-scale-distributed-deep-networks), 2012.
+        Zhang, Choromanska, LeCun, [Deep learning with Elastic Averaging SGD](
+        https://arxiv.org/abs/1412.6651), 2015.
+    """
+
+    synchronous = False
+
+    def __init__(self, keras_model: Any, *, communication_window: int = 5, **arguments: Any) -> None:
+        super().__init__(keras_model, **arguments)
+        self.communication_window = require_positive("communication_window", communication_window, int)
+
+    def begin(self, center: np.ndarray) -> np.ndarray:
+        return center
+
+    def exchange(
+        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        pulled = center.exchange(downpour, local, state)
+        return pulled, pulled
+
+
+class AdaptiveDOWNPOUR(DOWNPOUR):
+    """DOWNPOUR with a step size of its own for every weight, by Adagrad at the server.
+
+    The accumulators lie beside the center and are shared by all workers.
+
+    Args:
+        keras_model: the model to train; see `Trainer` for the arguments that all trainers share.
+        communication_window: as in `DOWNPOUR`.
+        server_learning_rate: the server's step size. The default, 0.01, moves a weight by 0.01 at its
+            first update, whatever the update's size.
+        epsilon: keeps the division finite. The default, 1e-7, is Keras's for Adagrad.
+
+    Reference:
+        Dean et al., [Large Scale Distributed Deep Networks](
+        https://papers.nips.cc/paper/4687-large-scale-distributed-deep-networks), 2012.
+    """
+
+    center_slots = 1
+
+    def __init__(
+        self, keras_model: Any, *, server_learning_rate: float = 0.01, epsilon: float = 1e-7, **arguments: Any
+    ) -> None:
+        super().__init__(keras_model, **arguments)
+        self.server_learning_rate = require_positive("server_learning_rate", server_learning_rate, float)
+        self.epsilon = require_positive("epsilon", epsilon, float)
+
+    def exchange(
+        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rule = partial(adagrad, learning_rate=self.server_learning_rate, epsilon=self.epsilon)
+        pulled = center.exchange(rule, local, state)
+        return pulled, pulled

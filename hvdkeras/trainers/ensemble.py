@@ -1,0 +1,80 @@
+"""Ensembles: several models that never exchange, as a list or merged into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvdkeras import worker
+from hvdkeras.signature import as_list
+from hvdkeras.trainers.trainer import Trainer, require_positive
+
+
+class EnsembleTrainer(Trainer):
+    """Trains several models in parallel, each from initial weights of its own.
+
+    `train` returns a list of Keras models; with `merge_models=True` one Keras model whose outputs are the
+    means of theirs. `history` has one entry for each model.
+
+    Args:
+        keras_model: the architecture; each member draws its own initial weights from the layers'
+            initializers. See `Trainer` for the arguments that all trainers share.
+        num_models: members of the ensemble.
+        merge_models: return one model that averages its members' outputs.
+        partition: True: each member has a part of the rows to itself, as in dist-keras. False: each is
+            trained on all rows, in an order of its own.
+        num_workers: ranks. Default: one for each member. With fewer the members train in turns.
+
+    References:
+        Hansen, Salamon, [Neural Network Ensembles](https://doi.org/10.1109/34.58871), 1990.
+        Lakshminarayanan, Pritzel, Blundell, [Simple and Scalable Predictive Uncertainty Estimation using
+        Deep Ensembles](https://arxiv.org/abs/1612.01474), 2017.
+    """
+
+    def __init__(
+        self,
+        keras_model: Any,
+        *,
+        num_models: int = 2,
+        merge_models: bool = False,
+        partition: bool = True,
+        **arguments: Any,
+    ) -> None:
+        self.num_models = require_positive("num_models", num_models, int)
+        arguments.setdefault("num_workers", self.num_models)
+        super().__init__(keras_model, **arguments)
+        self.merge_models = merge_models
+        self.partition = partition
+
+    work = staticmethod(worker.train_members)
+
+    def check(self, num_workers: int) -> None:
+        super().check(num_workers)
+        if num_workers > self.num_models:
+            raise ValueError(
+                f"num_workers must be at most num_models, {self.num_models}. Received: {num_workers}"
+            )
+
+    def _trained(self, result: worker.Result) -> Any:
+        members = self._models(result)
+        return merged(members) if self.merge_models else members
+
+
+def merged(members: list[Any]) -> Any:
+    """Returns one Keras model, not compiled, whose outputs are the means of the members' outputs.
+
+    Args:
+        members: models with the same inputs and outputs.
+    """
+    import keras
+
+    first = members[0]
+    inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in first.inputs]
+    outputs = []
+    for number, member in enumerate(members):
+        member.name = f"member_{number}"
+        outputs.append(as_list(member(inputs if len(inputs) > 1 else inputs[0])))
+    means = [
+        keras.layers.Average(name=n)(list(each))
+        for n, each in zip(first.output_names, zip(*outputs, strict=True), strict=True)
+    ]
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], means if len(means) > 1 else means[0])

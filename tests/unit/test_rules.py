@@ -1,0 +1,82 @@
+"""Every algorithm's rule against numbers that a reader can check in the head."""
+
+import numpy as np
+
+from hvdkeras.trainers.adag import accumulated_gradient_normalization
+from hvdkeras.trainers.averaging import share
+from hvdkeras.trainers.diloco import outer_step
+from hvdkeras.trainers.downpour import adagrad, downpour
+from hvdkeras.trainers.dynsgd import staleness_aware
+from hvdkeras.trainers.easgd import elastic
+
+
+def vector(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def assert_vectors(results, expected) -> None:
+    assert len(results) == len(expected)
+    for result, values in zip(results, expected, strict=True):
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, values, rtol=1e-6)
+
+
+def test_elastic_moves_both_by_alpha_of_their_distance():
+    local, center = vector(5, -1, 0), vector(1, 1, 0)
+    assert_vectors(elastic(local, center, alpha=0.25), [[4, -0.5, 0], [1, -0.5, 0]])
+    assert_vectors([local, center], [[5, -1, 0], [1, 1, 0]])
+
+
+def test_elastic_with_alpha_one_swaps_worker_and_center():
+    local, center = vector(5), vector(1)
+    new_local, difference = elastic(local, center, alpha=1.0)
+    assert_vectors([new_local, center + difference], [[1], [5]])
+
+
+def test_downpour_adds_what_changed_since_the_pull():
+    # The worker pulled 1 and went to 3; meanwhile others moved the center to 10.
+    assert_vectors(downpour(vector(3), vector(10), vector(1)), [[12], [2]])
+
+
+def test_adagrad_divides_by_the_root_of_all_squares():
+    # update 3, accumulator 16 + 9 = 25, step 0.5 * 3 / 5 = 0.3
+    results = adagrad(vector(4), vector(10), vector(16), vector(1), learning_rate=0.5, epsilon=0.0)
+    assert_vectors(results, [[10.3], [0.3], [9]])
+
+
+def test_adagrad_leaves_weights_that_did_not_change():
+    results = adagrad(vector(1), vector(10), vector(0), vector(1), learning_rate=0.5, epsilon=1e-7)
+    assert_vectors(results, [[10], [0], [0]])
+
+
+def test_adag_divides_by_the_steps_of_the_window():
+    assert_vectors(accumulated_gradient_normalization(vector(9), vector(10), vector(1), steps=4), [[12], [2]])
+
+
+def test_dynsgd_divides_by_staleness_plus_one():
+    assert_vectors(staleness_aware(vector(9), vector(10), vector(1), staleness=3), [[12], [2]])
+    assert_vectors(staleness_aware(vector(9), vector(10), vector(1), staleness=0), [[18], [8]])
+
+
+def test_shares_of_all_workers_make_the_mean():
+    center, locals_ = vector(1), [vector(2), vector(4), vector(9)]
+    assert_vectors([center + sum(share(local, center, 3) for local in locals_)], [[5]])
+
+
+def test_outer_step_is_nesterov_on_the_mean_gradient():
+    # Two workers, gradients 1 and 3, mean 2. First step: velocity 2, step 0.5 * (2 + 0.9 * 2) = 1.9.
+    center, zero = vector(10), vector(0)
+    first, v1 = outer_step(vector(9), center, zero, 0.5, 0.9, 2)
+    second, v2 = outer_step(vector(7), center, zero, 0.5, 0.9, 2)
+    assert_vectors([center + first + second, v1, v2], [[8.1], [1], [3]])
+    # The same gradients again: velocity 0.9 * 2 + 2 = 3.8, step 0.5 * (2 + 0.9 * 3.8) = 2.71.
+    again, _ = outer_step(center - 1, center, v1, 0.5, 0.9, 2)
+    once_more, _ = outer_step(center - 3, center, v2, 0.5, 0.9, 2)
+    assert_vectors([center + again + once_more], [[7.29]])
+
+
+def test_outer_step_with_rate_one_and_no_momentum_averages():
+    center = vector(1)
+    steps = [outer_step(vector(x), center, vector(0), 1.0, 0.0, 2)[0] for x in (2, 6)]
+    shares = [share(vector(x), center, 2) for x in (2, 6)]
+    assert_vectors(steps, shares)
