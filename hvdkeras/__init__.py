@@ -1,10 +1,12 @@
 """Distributed training of Keras models on Spark data, over MPI.
 
 Importing the package loads neither TensorFlow nor MPI nor Horovod: a Spark driver stays light, and ranks
-set their devices and variables first.
+set their devices and variables first. In a process of a running job the import itself does that: a script
+builds its model, with which TensorFlow takes its devices, before it calls `train`.
 """
 
 from hvdkeras.history import History
+from hvdkeras.launch import environment, gpu
 from hvdkeras.launch.failure import TrainingError
 from hvdkeras.trainers import (
     ADAG,
@@ -45,3 +47,8 @@ __all__ = [
     "Trainer",
     "TrainingError",
 ]
+
+if (_job := environment.job()) is not None:
+    environment.prepare()
+    gpu.pin(_job.local_rank, _job.local_size)
+    gpu.limit_threads(_job.local_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -30,19 +30,21 @@ class Feed(keras.callbacks.Callback):
 
     def dataset(self) -> tf.data.Dataset:
         """Returns `(inputs, outputs)` batches, single ones unwrapped; its length is the epoch's steps."""
-        signature = tuple(
+        signature = [
             tf.TensorSpec((None, *column.shape), tf.as_dtype(column.dtype)) for column in self._rows.columns
-        )
-        return (
-            tf.data.Dataset.from_generator(self._batches, output_signature=signature)
-            .map(self._inputs_and_outputs)
-            .apply(tf.data.experimental.assert_cardinality(self._rows.steps))
-            .prefetch(2)
-        )
+        ]
+        dataset = tf.data.Dataset.from_generator(self._batches, output_signature=self._nested(signature))
+        # Batches come from one Python generator: more threads and their tuning only take time from training.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = 1
+        options.threading.max_intra_op_parallelism = 1
+        cardinality = tf.data.experimental.assert_cardinality(self._rows.steps)
+        return dataset.apply(cardinality).prefetch(4).with_options(options)
 
-    def _batches(self) -> Iterator[tuple[Any, ...]]:
-        return self._rows.batches(self._epoch)
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        return map(self._nested, self._rows.batches(self._epoch))
 
-    def _inputs_and_outputs(self, *columns: tf.Tensor) -> tuple[Any, Any]:
-        inputs, outputs = columns[: self._num_inputs], columns[self._num_inputs :]
+    def _nested(self, columns: Sequence[Any]) -> tuple[Any, Any]:
+        inputs, outputs = tuple(columns[: self._num_inputs]), tuple(columns[self._num_inputs :])
         return (inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0])

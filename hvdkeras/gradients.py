@@ -19,10 +19,8 @@ Total = Callable[[tf.Tensor], tf.Tensor]
 """The sum over the ranks of a flat float32 tensor."""
 
 
-def average(
-    optimizer: Any, variables: Sequence[Any], total: Total, shares: np.ndarray, accumulation: int
-) -> None:
-    """Makes `optimizer.apply` use the mean of all ranks' gradients.
+class AveragedGradients:
+    """Takes the place of a Keras optimizer's `apply`, and calls it with the mean of all ranks' gradients.
 
     Args:
         optimizer: a Keras optimizer; it is built on `variables`.
@@ -33,49 +31,53 @@ def average(
         accumulation: batches whose mean gradient makes one step of the optimizer. A group ends with its
             epoch, even if it is shorter.
     """
-    optimizer.build(variables)
-    apply = optimizer.apply
-    steps = len(shares)
-    shares = tf.constant(shares, tf.float32)
-    step = tf.Variable(0, trainable=False, dtype=tf.int64)
 
-    def averaged(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    def __init__(
+        self, optimizer: Any, variables: Sequence[Any], total: Total, shares: np.ndarray, accumulation: int
+    ) -> None:
+        optimizer.build(variables)
+        self._apply, self._total, self._accumulation = optimizer.apply, total, accumulation
+        self._shares = tf.constant(shares, tf.float32)
+        self._step = tf.Variable(0, trainable=False, dtype=tf.int64)
+        if accumulation > 1:
+            self._sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
+            self._count = tf.Variable(0.0, trainable=False)
+        optimizer.apply = self._each_group if accumulation > 1 else self._each_batch
+
+    def _each_batch(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        gradients = self._weighted(gradients)
+        self._step.assign_add(1)
+        self._apply_mean(gradients, variables)
+
+    def _each_group(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        used = [gradient is not None for gradient in gradients]
+        for total, gradient in zip(self._sums, self._weighted(gradients), strict=True):
+            if gradient is not None:
+                total.assign_add(tf.cast(gradient, tf.float32))
+        self._count.assign_add(1.0)
+        self._step.assign_add(1)
+        full = self._count >= self._accumulation
+        epoch_ends = self._step % self._shares.shape[0] == 0
+        tf.cond(tf.logical_or(full, epoch_ends), lambda: self._end_group(used, variables), lambda: None)
+
+    def _end_group(self, used: Sequence[bool], variables: Sequence[Any]) -> None:
+        means = [
+            total / self._count if there else None for total, there in zip(self._sums, used, strict=True)
+        ]
+        self._apply_mean(means, variables)
+        for variable in (*self._sums, self._count):
+            variable.assign(tf.zeros_like(variable))
+
+    def _weighted(self, gradients: Sequence[Any]) -> list[Any]:
+        share = self._shares[self._step % self._shares.shape[0]]
+        return [None if g is None else tf.cast(share, g.dtype) * tf.convert_to_tensor(g) for g in gradients]
+
+    def _apply_mean(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         flat = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g, _ in pairs], axis=0)
-        apply(_unflatten(total(flat), [v for _, v in pairs]), [v for _, v in pairs])
-
-    def weighted(gradients: Sequence[Any]) -> list[Any]:
-        share = shares[step % steps]
-        return [None if g is None else tf.cast(share, g.dtype) * g for g in gradients]
-
-    def each_batch(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        gradients = weighted(gradients)
-        step.assign_add(1)
-        averaged(gradients, variables)
-
-    if accumulation == 1:
-        optimizer.apply = each_batch
-        return
-    sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
-    count = tf.Variable(0.0, trainable=False)
-
-    def update(missing: Sequence[bool], variables: Sequence[Any]) -> None:
-        means = [None if gone else total_ / count for gone, total_ in zip(missing, sums, strict=True)]
-        averaged(means, variables)
-        for each in (*sums, count):
-            each.assign(tf.zeros_like(each))
-
-    def each_group(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        for total_, gradient in zip(sums, weighted(gradients), strict=True):
-            if gradient is not None:
-                total_.assign_add(tf.cast(gradient, tf.float32))
-        count.assign_add(1.0)
-        step.assign_add(1)
-        due = tf.logical_or(count >= accumulation, step % steps == 0)
-        missing = [gradient is None for gradient in gradients]
-        tf.cond(due, lambda: update(missing, variables), lambda: None)
-
-    optimizer.apply = each_group
+        parts = tf.split(self._total(flat), [int(np.prod(v.shape)) for _, v in pairs])
+        means = [tf.cast(tf.reshape(p, v.shape), g.dtype) for p, (g, v) in zip(parts, pairs, strict=True)]
+        self._apply(means, [v for _, v in pairs])
 
 
 def over_mpi(comm: MPI.Comm, timeout: float, compression: str | None) -> Total:
@@ -93,19 +95,23 @@ def over_mpi(comm: MPI.Comm, timeout: float, compression: str | None) -> Total:
         return vector if comm.size == 1 else reduce(comm, vector, lambda done: wait(done, timeout, what))
 
     def total(flat: tf.Tensor) -> tf.Tensor:
-        result = tf.numpy_function(sum_, [flat], tf.float32)
-        return tf.ensure_shape(result, flat.shape)
+        return tf.ensure_shape(tf.numpy_function(sum_, [flat], tf.float32), flat.shape)
 
     return total
 
 
 def over_horovod(comm: MPI.Comm, compression: str | None) -> Total:
-    """Returns Horovod's sum, which NCCL computes on tensors that are on GPUs."""
+    """Returns Horovod's sum, which NCCL computes on tensors that are on GPUs.
+
+    Args:
+        comm: the ranks.
+        compression: None, or `"fp16"` to send and sum in half precision.
+    """
     import horovod.tensorflow as hvd
 
     hvd.init(comm)
-    fp16 = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
-    return lambda flat: hvd.allreduce(flat, op=hvd.Sum, compression=fp16, name="gradients")
+    used = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
+    return lambda flat: hvd.allreduce(flat, op=hvd.Sum, compression=used, name="gradients")
 
 
 def horovod_has_nccl() -> bool:
@@ -131,9 +137,3 @@ def _half_precision_sum(comm: MPI.Comm, vector: np.ndarray, wait_for: Callable) 
     own = received.astype(np.float32).sum(axis=0).astype(np.float16)
     wait_for(comm.Iallgather(own.view(np.uint16), received.view(np.uint16)).Test)
     return received.ravel()[: vector.size].astype(np.float32)
-
-
-def _unflatten(flat: tf.Tensor, variables: Sequence[Any]) -> list[tf.Tensor]:
-    sizes = [int(np.prod(variable.shape)) for variable in variables]
-    parts = tf.split(flat, sizes)
-    return [tf.cast(tf.reshape(p, v.shape), v.dtype) for p, v in zip(parts, variables, strict=True)]

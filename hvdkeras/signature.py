@@ -58,6 +58,11 @@ def as_list(names: str | Sequence[str]) -> list[str]:
     return list(names) if isinstance(names, list | tuple) else [names]
 
 
+def output_names(model: Any) -> list[str]:
+    """Returns the names of a model's outputs, which a Sequential model keeps in its last layer."""
+    return list(getattr(model, "output_names", None) or [model.layers[-1].name])
+
+
 def _tensors(model: Any, which: str) -> list[Any]:
     """The symbolic inputs or outputs of a model, which only built Functional and Sequential models have."""
     try:
@@ -77,7 +82,7 @@ def _losses(model: Any, loss: Any) -> list[Any]:
     """One resolved loss for each output."""
     import keras
 
-    names = list(getattr(model, "output_names", ()) or [tensor.name for tensor in model.outputs])
+    names = output_names(model)
     if loss is None:
         raise ValueError("loss must be given, or the model compiled with one. Received: None")
     if isinstance(loss, Mapping):

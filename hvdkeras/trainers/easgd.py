@@ -136,10 +136,11 @@ class _NesterovWorkers:
         if not 0 < momentum < 1:
             raise ValueError(f"momentum must lie between 0 and 1. Received: {momentum!r}")
         self.momentum = momentum
-        self.worker_optimizer = {
-            "class_name": "SGD",
-            "config": {"learning_rate": self.learning_rate, "momentum": momentum, "nesterov": True},
-        }
+        self.worker_optimizer = None
+
+    def default_optimizer(self) -> dict[str, Any]:
+        config = {"learning_rate": self.learning_rate, "momentum": self.momentum, "nesterov": True}
+        return {"class_name": "SGD", "config": config}
 
 
 class EAMSGD(_NesterovWorkers, AsynchronousEASGD):

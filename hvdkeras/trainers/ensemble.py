@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hvdkeras import worker
-from hvdkeras.signature import as_list
+from hvdkeras.signature import as_list, output_names
 from hvdkeras.trainers.trainer import Trainer, require_positive
 
 
@@ -39,9 +39,9 @@ class EnsembleTrainer(Trainer):
         partition: bool = True,
         **arguments: Any,
     ) -> None:
-        self.num_models = require_positive("num_models", num_models, int)
-        arguments.setdefault("num_workers", self.num_models)
-        super().__init__(keras_model, **arguments)
+        num_models = require_positive("num_models", num_models, int)
+        super().__init__(keras_model, **{"num_workers": num_models, **arguments})
+        self.num_models = num_models
         self.merge_models = merge_models
         self.partition = partition
 
@@ -56,7 +56,7 @@ class EnsembleTrainer(Trainer):
 
     def _trained(self, result: worker.Result) -> Any:
         members = self._models(result)
-        return merged(members) if self.merge_models else members
+        return self.compile(merged(members)) if self.merge_models else members
 
 
 def merged(members: list[Any]) -> Any:
@@ -75,6 +75,6 @@ def merged(members: list[Any]) -> Any:
         outputs.append(as_list(member(inputs if len(inputs) > 1 else inputs[0])))
     means = [
         keras.layers.Average(name=n)(list(each))
-        for n, each in zip(first.output_names, zip(*outputs, strict=True), strict=True)
+        for n, each in zip(output_names(first), zip(*outputs, strict=True), strict=True)
     ]
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], means if len(means) > 1 else means[0])

@@ -63,10 +63,10 @@ class SynchronousSGD(Trainer):
             total = gradients.over_horovod(comm, self.compression)
         else:
             total = gradients.over_mpi(comm, self.timeout, self.compression)
-        gradients.average(
+        gradients.AveragedGradients(
             model.optimizer,
             model.trainable_variables,
             total,
-            shares(rows.batch_sizes())[comm.rank],
+            shares(np.array(comm.allgather(rows.batch_sizes)))[comm.rank],
             self.accumulation,
         )

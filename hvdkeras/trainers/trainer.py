@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hvdkeras import signature, weights, worker
+from hvdkeras.estimator import TunableEstimator, require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
 from hvdkeras.shards import Shards, write_arrays, write_dataframe, write_parquet
@@ -19,20 +20,7 @@ from hvdkeras.shards import Shards, write_arrays, write_dataframe, write_parquet
 logger = logging.getLogger("hvdkeras")
 
 
-def require_positive(name: str, value: Any, kind: type) -> Any:
-    """Returns `value` as `kind` (int or float) if it is a positive, finite number of that kind.
-
-    Raises:
-        ValueError: otherwise, with the argument's name and the value.
-    """
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not np.isfinite(value) or value <= 0 or kind(value) != value:
-        noun = "integer" if kind is int else "number"
-        raise ValueError(f"{name} must be a positive {noun}. Received: {value!r}")
-    return kind(value)
-
-
-class Trainer:
+class Trainer(TunableEstimator):
     """The configuration of a training, and the rule that its ranks exchange weights by.
 
     The same object is what the user constructs, what is shipped to the ranks (it pickles; the model
@@ -53,10 +41,12 @@ class Trainer:
         features_col: the column of the model's input, or a list with one column for each input.
         label_col: the column of the labels, or a list with one column for each output. Integer labels fit
             the sparse losses, and the categorical ones too: they are one-hot encoded by the output's size.
+        output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
         learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
         seed: of the shuffling and of the ranks' random layers.
-        store: a folder or URL (anything that fsspec opens) that the driver and all ranks see, where the
-            data is laid out for them. Default: a temporary folder of this machine, removed afterwards.
+        store: a folder or URL (anything that fsspec opens) that the driver and all ranks see. The data is
+            laid out for the ranks in a new folder in it, which is removed after the training. Default: a
+            temporary folder of this machine.
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
@@ -98,6 +88,7 @@ class Trainer:
         num_epoch: int = 1,
         features_col: str | Sequence[str] = "features",
         label_col: str | Sequence[str] = "label",
+        output_col: str | Sequence[str] = "prediction",
         learning_rate: float = 0.01,
         seed: int = 0,
         store: str | None = None,
@@ -107,6 +98,7 @@ class Trainer:
         verbose: int = 1,
         launch_options: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         self.keras_model = keras_model
         compiled = weights.compile_arguments(keras_model)
         self.worker_optimizer = compiled.get("optimizer") if worker_optimizer is None else worker_optimizer
@@ -118,6 +110,7 @@ class Trainer:
         self.num_epoch = require_positive("num_epoch", num_epoch, int)
         self.features_col = features_col
         self.label_col = label_col
+        self.output_col = output_col
         self.learning_rate = require_positive("learning_rate", learning_rate, float)
         self.seed = seed
         self.store = store
@@ -212,35 +205,48 @@ class Trainer:
         """
         import keras
 
-        packed = self.__getstate__()
-        objects = {**packed["registered_objects"], **self.custom_objects}
-        with keras.saving.custom_object_scope(objects):
+        content = self.keras_model
+        if not isinstance(content, bytes):
+            content = weights.model_to_bytes(content)
+        with keras.saving.custom_object_scope(self._objects()):
             # The model is the user's own: it may hold code.
-            model = weights.model_from_bytes(packed["keras_model"], objects, safe_mode=False)
-            if fresh:
-                model = keras.models.clone_model(model)
-            optimizer = weights.unpack(packed["worker_optimizer"], objects)
-            model.compile(
-                optimizer=keras.optimizers.SGD(self.learning_rate) if optimizer is None else optimizer,
-                loss=weights.unpack(packed["loss"], objects),
-                metrics=weights.unpack(packed["metrics"], objects),
-                loss_weights=self.loss_weights,
-                steps_per_execution=steps_per_execution,
-            )
+            model = weights.model_from_bytes(content, self._objects(), safe_mode=False)
+            return self.compile(keras.models.clone_model(model) if fresh else model, steps_per_execution)
+
+    def compile(self, model: Any, steps_per_execution: int = 1) -> Any:
+        """Compiles a model of the same outputs with the trainer's arguments, and returns it."""
+        loss, metrics, optimizer = (
+            # Packed and unpacked, so that no two models share a Keras object.
+            weights.unpack(weights.pack(argument), self._objects())
+            for argument in (self.loss, self.metrics, self.worker_optimizer)
+        )
+        model.compile(
+            optimizer=self.default_optimizer() if optimizer is None else optimizer,
+            loss=loss,
+            metrics=metrics,
+            loss_weights=self.loss_weights,
+            steps_per_execution=steps_per_execution,
+        )
         return model
+
+    def default_optimizer(self) -> dict[str, Any]:
+        """Returns the configuration of the optimizer that ranks use where `worker_optimizer` is not given."""
+        return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the configuration with everything that is Keras's in a form that pickles."""
-        state = {**self.__dict__, "history": None}
+        state = {**self.__dict__, "history": None, "custom_objects": self._objects()}
         if not isinstance(self.keras_model, bytes):
-            import keras
-
             state["keras_model"] = weights.model_to_bytes(self.keras_model)
-            # Registration is a thing of this process: the ranks get the classes themselves.
-            state["registered_objects"] = dict(keras.saving.get_custom_objects())
         for name in ("worker_optimizer", "loss", "metrics"):
             state[name] = weights.pack(state[name])
         return state
+
+    def _objects(self) -> dict[str, Any]:
+        """The custom objects given, and those registered with Keras: registration is a thing of one process."""
+        import keras
+
+        return {**keras.saving.get_custom_objects(), **self.custom_objects}
 
     def _num_workers(self) -> int:
         job = environment.job()
@@ -270,7 +276,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _shards(self, data: Any) -> Iterator[Shards]:
-        """The data laid out for the ranks, and removed at the end if it lies in a place of ours."""
+        """The data laid out for the ranks, and removed at the end if it was laid out here."""
         columns = signature.columns(self.keras_model, self.loss, self.features_col, self.label_col)
         if isinstance(data, Shards):
             data.check_columns(columns)
@@ -296,8 +302,7 @@ class Trainer:
         try:
             yield shards
         finally:
-            if shards.temporary:
-                local.once(shards.remove)
+            local.once(shards.remove)
 
     def _trained(self, result: worker.Result) -> Any:
         return self._models(result)[0]

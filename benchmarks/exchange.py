@@ -1,0 +1,197 @@
+"""How fast is the center in windows beside what the memory, or the network, can do?
+
+    python benchmarks/exchange.py                         starts its ranks on this machine
+    mpirun ... python -m mpi4py benchmarks/exchange.py    takes the ranks and hosts of this job
+
+One rank alone: `pull` against np.copyto, `push` against np.add, over vectors of the same size, and the
+elastic exchange against its arithmetic (two subtractions, a product, a sum) done by NumPy in place and block
+by block, without locks and copies. Where ranks sit on several hosts, pull and push stand against Send and
+Recv of the vector between rank 0 and the acting rank, the elastic exchange against one there and one back.
+Then all ranks at once, the center at rank 0 or spread over them, and how evenly they come to their turn
+(fewest over most exchanges of a rank). GB/s is the size of the vector over the median time of a call.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from hvdkeras.launch import environment, local
+
+TARGETS = {"pull": 0.7, "push": 0.7, "elastic": 0.5}
+
+
+ALPHA = np.float32(0.1)
+
+
+def elastic(local_vector, center):
+    difference = ALPHA * (local_vector - center)
+    return local_vector - difference, difference
+
+
+def medians(calls, repeats):
+    """Median seconds of each call; they take turns, so that all meet the same noise."""
+    times = {name: [] for name in calls}
+    for _ in range(repeats + 2):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(values[2:])) for name, values in times.items()}
+
+
+def numpy_limits(length):
+    from hvdkeras.center import blocks
+
+    here, there, center = (np.ones(length, np.float32) for _ in range(3))
+    held = np.empty(length, np.float32)
+
+    def floor():
+        for block in blocks(0, length):
+            difference = held[: block.stop - block.start]
+            np.subtract(here[block], center[block], out=difference)
+            np.multiply(difference, ALPHA, out=difference)
+            np.subtract(here[block], difference, out=there[block])
+            np.add(center[block], difference, out=center[block])
+
+    return {
+        "limit of pull": lambda: np.copyto(there, here),
+        "limit of push": lambda: np.add(there, here, out=there),
+        "limit of elastic": floor,
+    }
+
+
+def network_limits(comm, length):
+    """The acting rank is the last; rank 0 answers in answer()."""
+    vector = np.zeros(length, np.float32)
+
+    def there():
+        comm.Send(vector, 0)
+        comm.recv(source=0)
+
+    def both():
+        comm.Send(vector, 0)
+        comm.Recv(vector, 0)
+
+    def back():
+        comm.send(None, 0)
+        comm.Recv(vector, 0)
+
+    return {"limit of pull": back, "limit of push": there, "limit of elastic": both}
+
+
+def answer(comm, length, repeats):
+    vector, source = np.zeros(length, np.float32), comm.size - 1
+    for _ in range(repeats + 2):
+        comm.recv(source=source)
+        comm.Send(vector, source)
+        comm.Recv(vector, source)
+        comm.send(None, source)
+        comm.Recv(vector, source)
+        comm.Send(vector, source)
+
+
+def act(comm, center, length, repeats, one_host):
+    """Median seconds of the verbs, and of what they are measured against."""
+    mine, out = np.ones(length, np.float32), np.empty(length, np.float32)
+    ours = {
+        "pull": lambda: center.pull(out=out),
+        "push": lambda: center.push(mine),
+        "elastic": lambda: center.exchange(elastic, mine, out=out),
+    }
+    if one_host:
+        return medians({**numpy_limits(length), **ours}, repeats)
+    return medians(ours, repeats) | medians(network_limits(comm, length), repeats)
+
+
+def alone(comm, megabytes, repeats, one_host):
+    """The last rank acts; the others are there, as they are in a training, but let it have the core."""
+    from hvdkeras.center import wait
+    from hvdkeras.window import WindowCenter
+
+    rows = []
+    for size in megabytes:
+        length = size * 250_000
+        center = WindowCenter(comm, np.zeros(length, np.float32))
+        if comm.rank == comm.size - 1:
+            rows.append((size, act(comm, center, length, repeats, one_host)))
+        elif comm.rank == 0 and not one_host:
+            answer(comm, length, repeats)
+        wait(comm.Ibarrier().Test, 600, "the acting rank")
+        center.free()
+    return comm.bcast(rows, root=comm.size - 1)
+
+
+def together(comm, megabytes, sharded, seconds):
+    """All ranks exchange for some seconds. GB/s of all, and fewest over most exchanges of a rank."""
+    from hvdkeras.window import WindowCenter
+
+    length = megabytes * 250_000
+    center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded)
+    mine, out = np.ones(length, np.float32), np.empty(length, np.float32)
+    center.exchange(elastic, mine, out=out)
+    comm.Barrier()
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        center.exchange(elastic, mine, out=out)
+        count += 1
+    lasted = time.perf_counter() - begin
+    center.finish()
+    counts = comm.allgather(count)
+    center.free()
+    return sum(counts) * 4e-9 * length / lasted, counts
+
+
+def measure(arguments, act_alone, act_together):
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    one_host = comm.Split_type(MPI.COMM_TYPE_SHARED).size == comm.size
+    rows = alone(comm, arguments.megabytes, arguments.repeats, one_host) if act_alone else []
+    crowd = []
+    if act_together:
+        for size in arguments.megabytes:
+            for sharded in (False, True):
+                crowd.append((size, sharded, *together(comm, size, sharded, arguments.seconds)))
+    return rows, crowd, "NumPy" if one_host else "Send/Recv"
+
+
+def report(rows, crowd, limit):
+    if rows:
+        print(f"{'MB':>5} {'verb':>8} {'GB/s':>7} {limit:>10} {'ratio':>6}  target")
+    for size, times in rows:
+        for verb, target in TARGETS.items():
+            ours, best = times[verb], times[f"limit of {verb}"]
+            speed = size * 1e-3
+            print(
+                f"{size:5} {verb:>8} {speed / ours:7.2f} {speed / best:10.2f} {best / ours:6.2f}  >= {target}"
+            )
+    if crowd:
+        print(
+            f"\n{'MB':>5} {'center':>8} {'GB/s':>7} {'fairness':>9}  target   elastic exchanges of each rank"
+        )
+    for size, sharded, speed, counts in crowd:
+        where = "spread" if sharded else "rank 0"
+        print(f"{size:5} {where:>8} {speed:7.2f} {min(counts) / max(counts):9.2f}  >= 0.5   {counts}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of each measurement with all ranks at once"
+    )
+    parser.add_argument("--ranks", type=int, default=4, help="ranks at once")
+    arguments = parser.parse_args()
+    job = environment.job()
+    if job is not None:
+        results = measure(arguments, True, True)
+        if job.rank == 0:
+            report(*results)
+        return
+    report(*local.run(measure, (arguments, True, False), num_proc=2)[0])
+    report(*local.run(measure, (arguments, False, True), num_proc=arguments.ranks)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""How much of the machine's training speed is left when ranks exchange weights?
+
+    python benchmarks/throughput.py
+
+The limit is as many independent processes doing plain `model.fit` at the same time on arrays in memory, with
+the same `steps_per_execution` and no exchange. Each repetition measures the limit and the trainers one after
+the other; the table has the medians of the repetitions' samples/s and of their ratios. The first epoch of
+every run is left out: it compiles.
+
+MLP 784-256-128-10, batch 128, window 16, one TensorFlow thread a process, no binding to cores.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from multiprocessing import get_context
+
+import numpy as np
+
+WINDOW, BATCH_SIZE = 16, 128
+LOSS = "sparse_categorical_crossentropy"
+# What is compared: name, trainer, processes, and the part of the limit that is aimed at.
+RUNS = [
+    ("one rank", "SingleTrainer", 1, 0.95),
+    ("two ranks, EASGD", "EASGD", 2, 0.85),
+    ("two ranks, AsynchronousEASGD", "AsynchronousEASGD", 2, 0.95),
+    ("two ranks, DOWNPOUR", "DOWNPOUR", 2, 0.95),
+]
+
+
+def data(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.normal(size=(rows, 784)).astype("float32"), random.integers(0, 10, rows).astype("int32")
+
+
+def mlp():
+    import keras
+
+    layers = [
+        keras.layers.Dense(256, "relu"),
+        keras.layers.Dense(128, "relu"),
+        keras.layers.Dense(10, "softmax"),
+    ]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+
+def plain(barrier, results, rows: int, epochs: int) -> None:
+    """One of several independent processes."""
+    from hvdkeras.launch import gpu
+
+    gpu.limit_threads(1, threads=1)
+    import keras
+
+    features, labels = data(rows)
+    model = mlp()
+    model.compile(keras.optimizers.SGD(0.01), LOSS, metrics=["accuracy"], steps_per_execution=WINDOW)
+    model.fit(features, labels, batch_size=BATCH_SIZE, epochs=1, verbose=0)
+    barrier.wait(120)
+    seconds = []
+    for _ in range(epochs - 1):
+        begin = time.perf_counter()
+        model.fit(features, labels, batch_size=BATCH_SIZE, epochs=1, verbose=0)
+        seconds.append(time.perf_counter() - begin)
+    results.put(rows / statistics.median(seconds))
+
+
+def limit(processes: int, rows: int, epochs: int) -> float:
+    context = get_context("spawn")
+    barrier, results = context.Barrier(processes), context.Queue()
+    started = [context.Process(target=plain, args=(barrier, results, rows, epochs)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    speeds = [results.get(timeout=600) for _ in started]
+    for process in started:
+        process.join(60)
+    return sum(speeds)
+
+
+def trained(trainer: str, processes: int, rows: int, epochs: int) -> float:
+    import hvdkeras
+
+    features, labels = data(rows * processes)
+    arguments = {"loss": LOSS, "metrics": ["accuracy"], "batch_size": BATCH_SIZE, "num_epoch": epochs}
+    if processes > 1:
+        arguments |= {"num_workers": processes, "communication_window": WINDOW}
+    used = getattr(hvdkeras, trainer)(mlp(), learning_rate=0.01, threads=1, verbose=0, **arguments)
+    used.train({"features": features, "label": labels})
+    table = used.history.to_pandas().query("epoch > 1")
+    table["speed"] = table["rows"] / table.filter(like="seconds_").sum(axis=1)
+    return table.groupby("rank")["speed"].median().sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=40_000, help="rows of one process")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", help="a part of the name of what to compare")
+    options = parser.parse_args()
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    print(f"{'':30} {'limit':>10} {'trained':>10}  samples/s  ratio (aim)")
+    for name, trainer, processes, aim in RUNS:
+        if options.only and options.only not in name:
+            continue
+        pairs = [
+            (
+                limit(processes, options.rows, options.epochs),
+                trained(trainer, processes, options.rows, options.epochs),
+            )
+            for _ in range(options.repetitions)
+        ]
+        limits, speeds = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(speed / bound for bound, speed in pairs)
+        print(f"{name:30} {limits:10,.0f} {speeds:10,.0f}             {ratio:.2f} ({aim})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

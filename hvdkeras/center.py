@@ -1,0 +1,275 @@
+"""The center variable that every rank holds, kept equal by one nonblocking reduction an exchange.
+
+`hvdkeras.window` has the other one, which lives in one-sided windows and lets each rank go at its own pace.
+Both know MPI and NumPy only, both have the verbs `pull`, `push`, `exchange` and `free`, and both take the
+same rules::
+
+    rule(local, center, *vectors) -> (new_local, push)
+
+A rule is a pure function, elementwise, of float32 vectors of one length; the center becomes center + push.
+It is called on one block of the vectors after the other, so that its temporaries stay in the cache.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+# Elements of a block. At 256 KiB a vector, what a rule reads and writes still fits the caches, NumPy's cost
+# of a call is small beside its work, and from here on NumPy reuses the temporaries of an expression.
+BLOCK = 65_536
+
+# Seconds between two looks at what is under way: more often costs the core.
+LOOK = 0.001
+
+# A look that took longer than this many seconds has moved data, and more is likely to be there. Without it a
+# reduction of 10 MB between two ranks of one host took 48 ms, with it 5 ms.
+MOVED = 10e-6
+
+
+def look(done: Callable[[], bool], pause: float = LOOK) -> bool:
+    """Calls `done` once and gives the core away for `pause` seconds unless it is true or something moves."""
+    begin = time.perf_counter()
+    if done():
+        return True
+    if time.perf_counter() - begin < MOVED:
+        time.sleep(pause)
+    return False
+
+
+def wait(done: Callable[[], bool], timeout: float, what: str) -> float:
+    """Calls `done` until it is true and gives the core away in between.
+
+    A rank that waits inside MPI spins, and takes a core from one that computes. The pauses grow with the time
+    waited, so that a short wait stays short.
+
+    Returns:
+        The seconds waited.
+
+    Raises:
+        TimeoutError: `timeout` seconds have passed.
+    """
+    start = time.perf_counter()
+    elapsed = 0.0
+    while not look(done, pause=min(LOOK, elapsed / 10)):
+        elapsed = time.perf_counter() - start
+        if elapsed > timeout:
+            raise TimeoutError(f"rank {MPI.COMM_WORLD.rank} waited {timeout:g} s for {what}")
+    return time.perf_counter() - start
+
+
+def vector(name: str, value: np.ndarray, length: int | None = None) -> np.ndarray:
+    """Returns `value` if it is a float32 vector that MPI can read in place, of `length` elements if given."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        received = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"{name} must be a NumPy vector of float32. Received: {received}")
+    if value.ndim != 1 or not value.flags.c_contiguous or value.size == 0:
+        raise ValueError(
+            f"{name} must be one contiguous vector that is not empty. "
+            f"Received: shape {value.shape}, strides {value.strides}"
+        )
+    if length is not None and value.size != length:
+        raise ValueError(f"{name} must have the center's {length} elements. Received: {value.size}")
+    return value
+
+
+def destination(out: np.ndarray | None, length: int) -> np.ndarray:
+    """Returns `out`, checked, or a new vector."""
+    if out is None:
+        return np.empty(length, np.float32)
+    if not vector("out", out, length).flags.writeable:
+        raise ValueError("out must be writeable. Received: a read-only vector")
+    return out
+
+
+def blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
+    """Cuts the elements from `start` to `stop` into slices of at most `size`."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def checked(results: Sequence[np.ndarray], count: int, shape: tuple[int]) -> Sequence[np.ndarray]:
+    """Returns what a rule returned; NumPy would spread a scalar or a wrong shape over the vector silently."""
+    if len(results) != count or any(result.shape != shape for result in results):
+        shapes = [np.shape(result) for result in results]
+        raise ValueError(f"a rule must return {count} vectors of shape {shape} here. Received: {shapes}")
+    return results
+
+
+def agree_on_length(comm: MPI.Comm, length: int, timeout: float) -> None:
+    """Raises ValueError on every rank unless all have vectors of the same length."""
+    lengths = np.empty(comm.size, np.int64)
+    request = comm.Iallgather(np.array([length], np.int64), lengths)
+    wait(request.Test, timeout, f"all {comm.size} ranks to make the center")
+    if (lengths != length).any():
+        raise ValueError(f"initial must have the same length on every rank. Received: {lengths.tolist()}")
+
+
+def duplicate(comm: MPI.Comm, timeout: float) -> MPI.Comm:
+    """Gives the center its own communicator, so that its messages never meet the user's."""
+    own, request = comm.Idup()
+    wait(request.Test, timeout, f"all {comm.size} ranks to make the center")
+    return own
+
+
+class ReplicatedCenter:
+    """A center that every rank holds; what the ranks push is summed by one nonblocking Iallreduce.
+
+    `push` and `exchange` start the reduction and return; the next verb completes it. So the communication
+    runs beside the computation in between, and the numbers are those of a reduction that is waited for at
+    once, because only verbs look at the center. Every rank must call the same verbs in the same order. All
+    ranks hold the same center, bit by bit. A communicator of one rank sends no messages.
+
+    Args:
+        comm: Communicator of the ranks that share the center.
+        initial: Vector (n,) of float32 that the center starts from; rank 0's counts.
+        timeout: Seconds that a wait for the other ranks may take. A window of computation of the slowest rank
+            must fit in; the default of ten minutes is far above that and far below a night.
+
+    Attributes:
+        size: Number of ranks that share the center.
+
+    Raises:
+        TimeoutError: from any verb, when the other ranks did not come within `timeout` seconds.
+    """
+
+    def __init__(self, comm: MPI.Comm, initial: np.ndarray, timeout: float = 600.0):
+        self._center = vector("initial", initial).copy()
+        self._timeout = timeout
+        self._update = np.empty_like(self._center)
+        self._request: MPI.Request | None = None
+        self._pending = False
+        self._lock = threading.Lock()
+        self._started = threading.Event()
+        self._freed = False
+        self._exchanges, self._verbs, self._waiting = 0, 0.0, 0.0
+        self.size = comm.size
+        self._alone = comm.size == 1
+        if self._alone:
+            return
+        self._comm = duplicate(comm, timeout)
+        agree_on_length(self._comm, self._center.size, timeout)
+        wait(self._comm.Ibcast(self._center).Test, timeout, "rank 0's initial center")
+        # Without MPI_THREAD_MULTIPLE one thread alone may be inside MPI: then the verbs move the reduction.
+        self._thread = threading.Thread(target=self._progress, name="hvdkeras-reduction", daemon=True)
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+            self._thread.start()
+
+    @property
+    def telemetry(self) -> dict[str, float]:
+        """Counts `exchanges` (pushes too), `seconds_waiting` for other ranks and `seconds_communication`.
+
+        The latter are the seconds in the verbs without the waiting: the rule and the copies.
+        """
+        return {
+            "exchanges": self._exchanges,
+            "seconds_communication": self._verbs - self._waiting,
+            "seconds_waiting": self._waiting,
+        }
+
+    def pull(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Returns a copy (n,) of the center with all that was pushed so far, in `out` if given."""
+        begin = time.perf_counter()
+        self._complete()
+        out = destination(out, self._center.size)
+        np.copyto(out, self._center)
+        self._verbs += time.perf_counter() - begin
+        return out
+
+    def push(self, update: np.ndarray) -> None:
+        """Adds the sum over the ranks of `update` (n,) to the center; `update` may be reused at once."""
+        begin = time.perf_counter()
+        vector("update", update, self._center.size)
+        self._complete()
+        np.copyto(self._update, update)
+        self._reduce()
+        self._verbs += time.perf_counter() - begin
+
+    def exchange(
+        self,
+        rule: Callable[..., Sequence[np.ndarray]],
+        local: np.ndarray,
+        *vectors: np.ndarray,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Applies `rule` to the local vector and the center.
+
+        Args:
+            rule: rule(local, center, *vectors) -> (new_local, push), see the module. Every rank's rule sees
+                the same center; the sum over the ranks of the pushes is added to it.
+            local: The rank's vector (n,), left as it is unless it is `out` too.
+            *vectors: More vectors (n,) for the rule.
+            out: Where the new local vector goes; a new array by default.
+
+        Returns:
+            The new local vector (n,).
+        """
+        begin = time.perf_counter()
+        length = self._center.size
+        for name, value in (("local", local), *((f"vector {i}", v) for i, v in enumerate(vectors))):
+            vector(name, value, length)
+        self._complete()
+        out = destination(out, length)
+        for block in blocks(0, length):
+            results = rule(local[block], self._center[block], *(more[block] for more in vectors))
+            out[block], self._update[block] = checked(results, 2, local[block].shape)
+        self._reduce()
+        self._verbs += time.perf_counter() - begin
+        return out
+
+    def free(self) -> None:
+        """Completes what is under way and gives the communicator back. Twice is once; verbs then raise."""
+        if self._freed:
+            return
+        self._complete()
+        with self._lock:
+            self._freed = True
+            self._started.set()
+        if self._alone:
+            return
+        if self._thread.is_alive():
+            self._thread.join()
+        self._comm.Free()
+
+    def _reduce(self) -> None:
+        """Starts to sum the updates of all ranks, in place."""
+        self._exchanges += 1
+        self._pending = True
+        if not self._alone:
+            with self._lock:
+                self._request = self._comm.Iallreduce(MPI.IN_PLACE, self._update)
+                self._started.set()
+
+    def _complete(self) -> None:
+        """Waits for the reduction under way, if there is one, and adds its sum to the center."""
+        if self._freed:
+            raise RuntimeError("the center was freed")
+        if not self._pending:
+            return
+        if not self._alone:
+            self._waiting += wait(
+                self._arrived,
+                self._timeout,
+                f"the updates of the other {self._comm.size - 1} ranks (reduction {self._exchanges} of "
+                f"{self._center.size} numbers): each rank must exchange as often as the others",
+            )
+        self._pending = False
+        self._center += self._update
+
+    def _arrived(self) -> bool:
+        """Looks whether the reduction has come; the lock, because two threads must not test one request."""
+        with self._lock:
+            if self._request is not None and not self._request.Test():
+                return False
+            self._request = None
+            if not self._freed:
+                self._started.clear()
+            return True
+
+    def _progress(self) -> None:
+        """Looks after a reduction between two verbs: MPI moves messages only when it is called."""
+        while self._started.wait() and not self._freed:
+            look(self._arrived)

@@ -1,0 +1,121 @@
+"""The memory of a WindowCenter: the center's vector cut into chunks, each an MPI window of its own.
+
+One lock over a large vector starves the ranks of other hosts. With a lock for each chunk, and ranks that
+start at different ones, all work side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+
+from hvdkeras.center import blocks, wait
+
+# A chunk below a megabyte loses more in its lock than it gains beside the others; more than 16 gain nothing.
+CHUNKS = 16
+CHUNK_BYTES = 1 << 20
+
+# What a window takes beside its data: its state, and a page or two for each rank.
+WINDOW_BYTES = 1 << 16
+RANK_BYTES = 1 << 13
+
+# Open MPI's name of the folder for memory that the ranks of one host share.
+BACKING_DIRECTORY = "OMPI_MCA_osc_sm_backing_directory"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the center: its number and elements, the rank that holds it, and the window to it.
+
+    The window holds these elements of the center (part 0), then those of each slot (part 1, 2, ...).
+    """
+
+    index: int
+    start: int
+    stop: int
+    host: int
+    window: MPI.Win
+
+    def __str__(self) -> str:
+        return f"chunk {self.index} of the center at rank {self.host}"
+
+    @property
+    def elements(self) -> slice:
+        """All elements of the chunk."""
+        return slice(self.start, self.stop)
+
+    def place(self, block: slice, part: int = 0) -> list:
+        """Tells MPI where these elements of the center are in the window."""
+        offset = part * (self.stop - self.start) + block.start - self.start
+        return [offset, block.stop - block.start, MPI.FLOAT]
+
+    def open(self) -> None:
+        """Opens the window. MPI is told not to lock it: hvdkeras.turns says who may use it when."""
+        self.window.Lock(self.host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
+
+    def close(self) -> None:
+        """Waits until all that was put and got is done, and closes the window."""
+        self.window.Unlock(self.host)
+
+
+def cut(length: int) -> list[slice]:
+    """Cuts `length` elements into chunks of a megabyte or more, 16 at most, one at least.
+
+    They end on the borders of cache lines, so that two ranks never write to the same one.
+    """
+    count = max(1, min(CHUNKS, 4 * length // CHUNK_BYTES))
+    line = 16
+    return blocks(0, length, -(-length // (count * line)) * line)
+
+
+def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool) -> list[Chunk]:
+    """Makes the windows: all in the memory of rank 0, or dealt out to the ranks."""
+    chunks = []
+    for index, elements in enumerate(cut(length)):
+        host = index % comm.size if sharded else 0
+        size = 4 * (elements.stop - elements.start) * parts if comm.rank == host else 0
+        window = MPI.Win.Allocate(size, 4, comm=comm)
+        chunks.append(Chunk(index, elements.start, elements.stop, host, window))
+    return chunks
+
+
+def fill(chunks: list[Chunk], parts: int, initial: np.ndarray) -> None:
+    """Writes the first values, before any rank looks: the vector into the center, zeros into the slots."""
+    for chunk in chunks:
+        zeros = np.zeros(chunk.stop - chunk.start, np.float32)
+        chunk.open()
+        for part in range(parts):
+            values = zeros if part else initial[chunk.elements]
+            chunk.window.Put(values, chunk.host, target=chunk.place(chunk.elements, part))
+        chunk.close()
+
+
+def on_one_host(comm: MPI.Comm) -> bool:
+    """Tells whether all ranks share one host, and so their memory."""
+    neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    one_host = neighbours.size == comm.size
+    neighbours.Free()
+    return one_host
+
+
+def check_shared_memory(comm: MPI.Comm, length: int, parts: int, timeout: float) -> None:
+    """Raises OSError on all ranks of a host if its shared memory is too small for the windows.
+
+    Open MPI makes the memory on rank 0 only: without room it would fail there and leave the others waiting.
+    """
+    needed = 4 * length * parts + (CHUNKS + 1) * (WINDOW_BYTES + RANK_BYTES * comm.size)
+    default = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    directory = os.environ.get(BACKING_DIRECTORY, default)
+    free = np.array([shutil.disk_usage(directory).free if os.path.isdir(directory) else 0], np.int64)
+    wait(comm.Ibcast(free).Test, timeout, "rank 0's look at the shared memory")
+    if free[0] < needed:
+        raise OSError(
+            f"the center needs {needed / 1e6:.1f} MB of shared memory in {directory}, which has "
+            f"{free[0] / 1e6:.1f} MB free. Set {BACKING_DIRECTORY} to a local folder with more space "
+            "before MPI starts, or give the container more (docker run --shm-size)"
+        )

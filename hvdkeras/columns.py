@@ -1,0 +1,242 @@
+"""What a model wants of a data column, and the checked conversion of raw values to it.
+
+Everything here works on whole blocks of rows with NumPy and Arrow. It runs on Spark's executors, so it
+imports neither Spark nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+import pyarrow as pa
+
+from hvdkeras.raw import SIZE, flat_values, is_list, is_number, plain_type
+
+NOT_FINITE = "NaN or infinite values"
+FRACTION = "fractions"
+OUTSIDE = "values out of range"
+
+
+class DataError(ValueError):
+    """The data does not hold what the model needs. The message names column, rows and what was expected."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the model wants of one column of the data.
+
+    A row is accepted when it holds as many values as `shape` asks for, whatever its nesting: 784 values in
+    one list fit (28, 28, 1), and a plain number fits () and (1,).
+
+    Args:
+        name: Name of the column in the data.
+        shape: Shape of one row, without the batch axis; () for a scalar.
+        dtype: NumPy dtype in which it is stored and fed.
+        classes: For labels: how many classes there are. Whole numbers from 0 to classes - 1 are expected.
+        one_hot: The model wants one-hot rows, so the last axis of `shape` is `classes` long. Class numbers
+            become one-hot rows; rows that already have `classes` values pass as they are.
+
+    Raises:
+        ValueError: `shape`, `dtype` or `classes` can't describe a column.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int | None = None
+    one_hot: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            kind = np.dtype(self.dtype).kind
+        except TypeError:
+            kind = "?"
+        if kind not in "fiub":
+            raise ValueError(f"dtype must be a NumPy number type. Received: {self.dtype!r} ({self.name!r})")
+        object.__setattr__(self, "shape", tuple(int(axis) for axis in self.shape))
+        if any(axis < 1 for axis in self.shape):
+            raise ValueError(f"shape must have positive axes. Received: {self.shape} ({self.name!r})")
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"classes must be positive. Received: {self.classes} ({self.name!r})")
+        if self.one_hot and (not self.shape or self.shape[-1] != self.classes):
+            raise ValueError(
+                f"one_hot needs classes as the last axis of shape. "
+                f"Received: classes={self.classes}, shape={self.shape} ({self.name!r})"
+            )
+
+    @property
+    def size(self) -> int:
+        """Values in a row, as the model gets it."""
+        return math.prod(self.shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of values in a row of the data that are accepted."""
+        if self.one_hot and self.classes > 1:
+            return (self.size, self.size // self.classes)
+        return (self.size,)
+
+    @property
+    def wish(self) -> str:
+        """What a row must hold, in words."""
+        if self.one_hot:
+            wish = f"{_counted(self.size, 'number')}, or {_counted(self.sizes[-1], 'class number')}"
+        elif self.classes is not None:
+            wish = _counted(self.size, "class number")
+        else:
+            kind = "finite" if np.dtype(self.dtype).kind == "f" else "whole"
+            wish = _counted(self.size, f"{kind} number")
+        span = "" if self.classes is None else f" from 0 to {self.classes - 1}"
+        return f"{wish}{span} in every row (shape {self.shape}, {self.dtype})"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"one {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows of a block that can't be used, for one reason; `row` is the first of them, `example` its value."""
+
+    what: str
+    count: int
+    row: int
+    example: str = ""
+
+
+def convert(column: Column, raw: pa.Array | np.ndarray) -> tuple[np.ndarray | None, list[Problem]]:
+    """Turns a block of n raw rows into what the model wants of them.
+
+    Args:
+        column: What is wanted.
+        raw: Arrow array (numbers, lists of any nesting, binary, vectors as Spark stores them in Parquet) or
+            NumPy array whose first axis is the row.
+
+    Returns:
+        The array of shape (n, *column.shape), which may share memory with `raw`, and no problems; or None
+        and the problems, whose rows count from the start of the block.
+    """
+    rows = len(raw)
+    if isinstance(raw, np.ndarray):
+        values, used, faults = raw.reshape(rows, -1), None, {}
+    else:
+        values, used, faults = flat_values(raw, column.sizes)
+    problems = [Problem(what, int(mask.sum()), int(mask.argmax())) for what, mask in faults.items()]
+    if values.shape[1] not in column.sizes:
+        problems.append(Problem(SIZE, rows, 0, f"{values.shape[1]} instead of {column.sizes[0]}"))
+        return None, problems
+    encode = column.one_hot and values.shape[1] != column.size
+    whole = np.dtype(column.dtype).kind in "iub" or encode or (column.classes and not column.one_hot)
+    if whole:
+        problems += _check_whole(column, values, used, encode)
+        result = values
+    else:
+        with np.errstate(over="ignore"):
+            result = values.astype(column.dtype, copy=False)
+        problems += _check_finite(result, used)
+    if problems:
+        return None, problems
+    if encode:
+        return _one_hot(values, column), []
+    return np.ascontiguousarray(result, column.dtype).reshape(rows, *column.shape), []
+
+
+def _check_finite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
+    # NaN and infinity survive a sum, so that the element-wise search is only for sums that look bad.
+    with np.errstate(all="ignore"):
+        total = values.sum(dtype=np.promote_types(values.dtype, np.float32)) if values.size else 0
+    if np.isfinite(total):
+        return []
+    return _problems(NOT_FINITE, ~np.isfinite(values), values, used)
+
+
+def _check_whole(column: Column, values: np.ndarray, used: np.ndarray | None, encode: bool) -> list[Problem]:
+    """Finds values that are not whole numbers of the column's range."""
+    if not values.size:
+        return []
+    if values.dtype.kind == "f":
+        problems = _check_finite(values, used)
+        if problems:
+            return problems
+        fraction = values != np.floor(values)
+        if fraction.any():
+            return _problems(FRACTION, fraction, values, used)
+    dtype = np.dtype(column.dtype)
+    if column.classes is not None and (encode or not column.one_hot):
+        low, high = 0, column.classes - 1
+    elif dtype.kind == "f":
+        return []
+    else:
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if values.min() >= low and values.max() <= high:
+        return []
+    return _problems(OUTSIDE, (values < low) | (values > high), values, used)
+
+
+def _problems(what: str, wrong: np.ndarray, values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
+    rows = wrong.any(axis=1)
+    if not rows.any():
+        return []
+    first = int(rows.argmax())
+    example = str(values[first][wrong[first]][0])
+    return [Problem(what, int(rows.sum()), first if used is None else int(used[first]), example)]
+
+
+def _one_hot(labels: np.ndarray, column: Column) -> np.ndarray:
+    labels = labels.astype(np.intp, copy=False).ravel()
+    result = np.zeros((len(labels), column.classes), column.dtype)
+    result[np.arange(len(labels)), labels] = 1
+    return result.reshape(-1, *column.shape)
+
+
+def row_bytes(columns: Iterable[Column]) -> int:
+    """Bytes that a row of these columns takes when stored."""
+    return sum(column.size * np.dtype(column.dtype).itemsize for column in columns)
+
+
+def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
+    """Checks that every column is in the data.
+
+    Raises:
+        DataError: One is missing; the message has the most similar names of those that are there.
+    """
+    present = list(present)
+    for column in columns:
+        if column.name not in present:
+            close = get_close_matches(column.name, present, n=3, cutoff=0.5)
+            close = close or [name for name in present if name.lower() == column.name.lower()]
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise DataError(
+                f"column {column.name!r} is not in the data.{hint} Received columns: {', '.join(present)}"
+            )
+
+
+def check_type(column: Column, arrow_type: pa.DataType | None, shown: str) -> None:
+    """Checks what can be known about a column from its type alone.
+
+    Args:
+        column: What is wanted.
+        arrow_type: Its type in Arrow; None for one that Arrow does not know.
+        shown: The type's name for the message.
+
+    Raises:
+        DataError: The type can't hold what is wanted.
+    """
+    inner, length = arrow_type and plain_type(arrow_type), 1
+    while inner is not None and is_list(inner):
+        # The length of a list is part of its type only in some types.
+        length *= inner.list_size if pa.types.is_fixed_size_list(inner) else math.nan
+        inner = inner.value_type
+    if inner is None or not is_number(inner):
+        hint = ""
+        if inner is not None and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+            hint = " (pyspark.ml.feature.StringIndexer makes class numbers of strings)"
+        raise DataError(
+            f"column {column.name!r} must hold numbers, arrays of numbers or vectors. Received: {shown}{hint}"
+        )
+    if not math.isnan(length) and length not in column.sizes:
+        raise DataError(f"column {column.name!r} must hold {column.wish}. Received: {shown}, {length} a row")

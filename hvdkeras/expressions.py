@@ -1,0 +1,142 @@
+"""Spark SQL expressions over columns of vectors, arrays and numbers: all of it runs in the JVM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, BooleanType, DataType, DecimalType, NumericType
+
+
+def column(name: str) -> Column:
+    """Returns the top-level column of that name, dots and all."""
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def is_vector(dtype: DataType) -> bool:
+    """Tells whether a column holds Spark's vectors, those of pyspark.ml or of pyspark.mllib."""
+    return isinstance(dtype, VectorUDT | OldVectorUDT)
+
+
+def is_scalar(dtype: DataType) -> bool:
+    """Tells whether a column holds plain numbers or booleans."""
+    return isinstance(dtype, NumericType | BooleanType)
+
+
+def is_array(dtype: DataType) -> bool:
+    """Tells whether a column holds arrays of numbers, nested or not."""
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+        if is_scalar(dtype):
+            return True
+    return False
+
+
+def flat(value: Column, dtype: DataType) -> Column:
+    """Returns a vector's or an array's numbers as one array; plain numbers as they are; null for null.
+
+    Booleans become 0 and 1, and decimals doubles, since NumPy knows neither in Arrow's form.
+    """
+    if is_vector(dtype):
+        # vector_to_array raises for a null.
+        return F.when(value.isNotNull(), vector_to_array(value))
+    nested = ""
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+        if nested:
+            value = F.flatten(value)
+        nested = "array"
+    plain = (
+        "tinyint" if isinstance(dtype, BooleanType) else "double" if isinstance(dtype, DecimalType) else ""
+    )
+    if not plain:
+        return value
+    return value.cast(f"array<{plain}>" if nested else plain)
+
+
+def vector(values: Column) -> Column:
+    """Returns an array of numbers as a dense vector; null for null."""
+    return F.when(values.isNotNull(), array_to_vector(values.cast("array<double>")))
+
+
+def once(value: Column, body: Callable[[Column], Column]) -> Column:
+    """Returns `body(value)`, computing `value` once a row.
+
+    A lambda of Spark SQL computes what it refers to again for every element, unless that is a variable of
+    another lambda.
+    """
+    return F.transform(F.array(value), body)[0]
+
+
+def reshape(values: Column, shape: Sequence[int]) -> Column:
+    """Returns a flat array as nested arrays of a shape of at least one axis; null for null.
+
+    `values` must hold prod(shape) numbers.
+    """
+    count = math.prod(shape)
+    for length in reversed(shape[1:]):
+        count //= length
+        values = _cut(values, count, length)
+    return values
+
+
+def _cut(values: Column, count: int, length: int) -> Column:
+    """Cuts an array into `count` arrays."""
+    indexes = F.sequence(F.lit(0), F.lit(count - 1))
+
+    def pieces(whole: Column) -> Column:
+        return F.transform(indexes, lambda index: F.slice(whole, index * length + 1, F.lit(length)))
+
+    return F.when(values.isNotNull(), once(values, pieces))
+
+
+def checked_size(values: Column, size: int, message: str) -> Column:
+    """Returns the array, or fails the job where it does not hold `size` numbers; null for null."""
+    wrong = values.isNotNull() & (F.size(values) != size)
+    received = F.concat(F.lit(f"{message}. Received: "), F.size(values).cast("string"))
+    return F.when(wrong, F.raise_error(received)).otherwise(values)
+
+
+def argmax(values: Column, default: int) -> Column:
+    """Returns the first index of the highest number, as a double; null for null.
+
+    NaN and null elements count as the lowest; where there is nothing else, the answer is `default`.
+    """
+
+    def found(best: Column) -> Column:
+        return F.when(best["value"] == -math.inf, F.lit(default)).otherwise(-best["place"]).cast("double")
+
+    return F.when(values.isNotNull(), once(_best(values), found))
+
+
+def first_above(values: Column, threshold: float, default: int) -> Column:
+    """Returns the first index whose number reaches a threshold, as a double; null for null.
+
+    Where none does, the index of the highest positive number; where there is no such, `default`.
+    """
+    reached = F.transform(values, lambda x: _comparable(x) >= threshold)
+
+    def found(best: Column) -> Column:
+        positive = F.when(best["value"] > 0, -best["place"]).otherwise(F.lit(default))
+        # Spark counts places from 1, and 0 says that there is none.
+        first = F.array_position(reached, True)
+        return F.when(first > 0, first - 1).otherwise(positive).cast("double")
+
+    return F.when(values.isNotNull(), once(_best(values), found))
+
+
+def _best(values: Column) -> Column:
+    """The highest number and minus its place, so that of equal numbers the first is the highest."""
+    return F.array_max(
+        F.transform(values, lambda x, i: F.struct(_comparable(x).alias("value"), (-i).alias("place")))
+    )
+
+
+def _comparable(number: Column) -> Column:
+    """Minus infinity for NaN and null: Spark sorts NaN above all numbers."""
+    return F.coalesce(F.nanvl(number.cast("double"), F.lit(-math.inf)), F.lit(-math.inf))

@@ -1,0 +1,91 @@
+"""Who has pushed how often to a WindowCenter, and who has finished: counters in a window at rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from mpi4py import MPI
+
+COUNT = MPI.INT64_T
+
+
+class Ledger:
+    """Counts the pushes of all ranks, one after the other, and so how stale a rank's view of the center is.
+
+    Args:
+        comm: Communicator of the ranks. Making and freeing a ledger is collective.
+    """
+
+    def __init__(self, comm: MPI.Comm):
+        self._rank, self._length = comm.rank, 1 + comm.size
+        self._window = MPI.Win.Allocate(8 * self._length if comm.rank == 0 else 8, 8, comm=comm)
+        self._here = np.frombuffer(self._window.tomemory(), np.int64)
+        self._here[:] = 0
+        self._own = self._seen = 0
+        self._staleness_sum = self._staleness_max = 0
+
+    @property
+    def telemetry(self) -> dict[str, float]:
+        """This rank's `exchanges` and the `staleness_mean` and `staleness_max` that they met."""
+        return {
+            "exchanges": self._own,
+            "staleness_mean": self._staleness_sum / max(1, self._own),
+            "staleness_max": self._staleness_max,
+        }
+
+    def enter_pull(self) -> None:
+        """Notes that this rank now sees all that was pushed."""
+        self._seen = self._add(0) - self._own
+
+    def enter_push(self, pulls: bool) -> None:
+        """Counts a push of this rank, which looks at the center as well if it `pulls`."""
+        others = self._add(1) - self._own
+        self._own += 1
+        self._staleness_sum += others - self._seen
+        self._staleness_max = max(self._staleness_max, others - self._seen)
+        if pulls:
+            self._seen = others
+
+    def staleness(self) -> int:
+        """Counts the pushes of other ranks since this rank last looked at the center."""
+        return self._add(0) - self._own - self._seen
+
+    @property
+    def here(self) -> int:
+        """The number of pushes of all ranks as it is in this rank's memory: at rank 0."""
+        return int(self._here[0])
+
+    def enter_finish(self) -> None:
+        """Notes that this rank has finished."""
+        with self._epoch():
+            self._window.Put([np.ones(1, np.int64), COUNT], 0, target=[1 + self._rank, 1, COUNT])
+
+    def state(self) -> np.ndarray:
+        """Returns (1 + ranks,) of int64: all pushes, then 1 for each rank that has finished."""
+        state = np.empty(self._length, np.int64)
+        with self._epoch():
+            self._window.Get([state, COUNT], 0, target=[0, self._length, COUNT])
+        return state
+
+    def free(self) -> None:
+        """Gives the memory back."""
+        del self._here
+        self._window.Free()
+
+    def _add(self, number: int) -> int:
+        """Adds to the number of pushes of all ranks and returns what it was."""
+        before = np.empty(1, np.int64)
+        with self._epoch():
+            self._window.Fetch_and_op([np.array([number]), COUNT], [before, COUNT], 0, 0, MPI.SUM)
+        return int(before[0])
+
+    @contextmanager
+    def _epoch(self) -> Iterator[None]:
+        # The pushes are counted atomically, and every other number has one rank that writes it: no lock.
+        self._window.Lock(0, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
+        try:
+            yield
+        finally:
+            self._window.Unlock(0)

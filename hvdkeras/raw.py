@@ -1,0 +1,168 @@
+"""Arrow columns of numbers, lists, bytes and Spark vectors as flat NumPy values, a row of values per row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+NULL = "null values"
+RAGGED = "lists of unequal lengths"
+SIZE = "another number of values"
+
+# How Spark ML stores a vector in Parquet. type 0 is sparse, 1 is dense.
+_VECTOR_FIELDS = ("type", "size", "indices", "values")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether Arrow values of this type are lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether Arrow values of this type are numbers; booleans and decimals are."""
+    types = pa.types
+    return (
+        types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    )
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type as it is read: bytes are lists of uint8, vectors are lists of doubles."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if _is_binary(kind):
+        return pa.list_(pa.uint8())
+    if _is_vector(kind):
+        return pa.list_(pa.float64())
+    return kind
+
+
+def flat_values(
+    array: pa.Array, sizes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+    """Takes lists apart, however deep, into rows of values.
+
+    Args:
+        array: n rows, n > 0.
+        sizes: Numbers of values in a row that are accepted.
+
+    Returns:
+        values: Shape (m, k), without a copy where Arrow's layout allows; m = n if all rows are sound.
+        used: The m rows' numbers where m < n, else None.
+        faults: For every kind of fault (NULL, RAGGED, SIZE) a mask of shape (n,) of the rows that have it.
+    """
+    array = _plain(array)
+    values = _uniform(array)
+    if values is not None:
+        return values, None, {}
+    return _sort_out(array, sizes)
+
+
+def _uniform(array: pa.Array) -> np.ndarray | None:
+    """The values where all rows are alike and nothing is null, which is nearly always; else None."""
+    rows = len(array)
+    while is_list(array.type):
+        if array.null_count:
+            return None
+        lengths = _lengths(array)
+        if len(lengths) and lengths.min() != lengths.max():
+            return None
+        array = array.flatten()
+    if array.null_count:
+        return None
+    return _numbers(array).reshape(rows, -1)
+
+
+def _sort_out(
+    array: pa.Array, sizes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    rows = len(array)
+    null, ragged = np.zeros(rows, bool), np.zeros(rows, bool)
+    row = np.arange(rows)
+    outermost = True
+    while is_list(array.type):
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        null[row[missing]] = True
+        lengths = _lengths(array)
+        if not outermost and not missing.all():
+            usual = np.bincount(lengths[~missing]).argmax()
+            ragged[row[(lengths != usual) & ~missing]] = True
+        row = np.repeat(row, lengths)
+        array = array.flatten()
+        outermost = False
+    missing = array.is_null().to_numpy(zero_copy_only=False)
+    null[row[missing]] = True
+    counts = np.bincount(row, minlength=rows)
+    size = next((size for size in sizes if (counts == size).any()), sizes[0])
+    ragged &= ~null
+    wrong = (counts != size) & ~null & ~ragged
+    good = ~(null | ragged | wrong)
+    values = _numbers(array.fill_null(False if pa.types.is_boolean(array.type) else 0))[good[row]]
+    faults = {NULL: null, RAGGED: ragged, SIZE: wrong}
+    return (
+        values.reshape(-1, size),
+        np.flatnonzero(good),
+        {k: mask for k, mask in faults.items() if mask.any()},
+    )
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    elif pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _plain(array.storage)
+    if _is_binary(array.type):
+        return _bytes_as_list(array)
+    if _is_vector(array.type):
+        return _vectors_as_lists(array)
+    return array
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and tuple(field.name for field in kind) == _VECTOR_FIELDS
+
+
+def _bytes_as_list(array: pa.Array) -> pa.Array:
+    filled = array.fill_null(b"") if array.null_count else array
+    width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    _, offsets, data = filled.buffers()
+    offsets = np.frombuffer(offsets, width)[filled.offset : filled.offset + len(filled) + 1]
+    values = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return _lists(offsets - offsets[0], values, array)
+
+
+def _vectors_as_lists(array: pa.Array) -> pa.Array:
+    """Spark's vectors, dense and sparse ones mixed, as dense lists of doubles."""
+    kind, size, indices, given = array.flatten()  # null rows are null in all four
+    sparse = (kind.fill_null(1) if kind.null_count else kind).to_numpy() == 0
+    given_lengths = _lengths(given)
+    offsets = np.zeros(len(array) + 1, np.int64)
+    sizes = size.fill_null(0).to_numpy(zero_copy_only=False)
+    np.cumsum(np.where(sparse, sizes, given_lengths), out=offsets[1:])
+    # Where each given value goes: to its place in the row's list, or where the row's indices say.
+    row = np.repeat(np.arange(len(array)), given_lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(given_lengths) - given_lengths, given_lengths)
+    place[sparse[row]] = indices.flatten().to_numpy(zero_copy_only=False)
+    values = np.zeros(offsets[-1])
+    values[offsets[row] + place] = given.flatten().to_numpy(zero_copy_only=False)
+    return _lists(offsets, values, array)
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray, like: pa.Array) -> pa.Array:
+    mask = like.is_null() if like.null_count else None
+    return pa.LargeListArray.from_arrays(offsets.astype(np.int64), pa.array(values), mask=mask)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    return pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)

@@ -1,0 +1,207 @@
+"""What an executor does with a model: load it once, turn rows into tensors and tensors into columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from hvdkeras.modelfile import Tensor
+from hvdkeras.weights import model_from_bytes
+
+# Models that a Python worker keeps. A worker of a long session scores with many, one after another.
+MODELS_KEPT = 4
+_models: OrderedDict[str, Callable[..., list[Any]]] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One predictor's work on the executors.
+
+    Args:
+        stage: name of the stage, for messages.
+        columns: names of the features columns, one for each input.
+        inputs: the model's inputs.
+        outputs: the model's outputs.
+        scalar: for each output, whether a row gets a number rather than an array.
+        batch_size: rows a call of the model.
+        keep_invalid: whether a row with null or NaN gets null, rather than ending the job.
+        key: hash of the model and of its custom objects.
+        shipment: broadcast of the `.keras` bytes and the pickled custom objects.
+    """
+
+    stage: str
+    columns: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    scalar: tuple[bool, ...]
+    batch_size: int
+    keep_invalid: bool
+    key: str
+    shipment: Any
+
+    def __call__(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Turns batches of features, one series for each input, into batches of as many predictions."""
+        model = self._model()
+        for batch in batches:
+            columns = batch if isinstance(batch, tuple) else (batch,)
+            yield self._predict(model, columns)
+
+    def _model(self) -> Callable[..., list[Any]]:
+        if self.key in _models:
+            _models.move_to_end(self.key)
+            return _models[self.key]
+        prepare_device()
+        content, pickled = self.shipment.value
+        try:
+            model = model_from_bytes(content, cloudpickle.loads(pickled))
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.stage}: the Keras model can't be loaded on the executor. Custom layers and functions "
+                "must be registered with Keras on the driver, or be given as custom_objects, and Lambda "
+                f"layers are not loaded at all. Keras says: {error}"
+            ) from error
+        _models[self.key] = compiled(model, self.inputs)
+        while len(_models) > MODELS_KEPT:
+            _models.popitem(last=False)
+        return _models[self.key]
+
+    def _predict(self, model: Callable[..., list[Any]], columns: Sequence[pd.Series]) -> Any:
+        """Predicts one batch of Arrow, in calls of at most `batch_size` rows."""
+        rows = len(columns[0])
+        invalid = np.zeros(rows, bool)
+        values = [
+            self._rows(*column, invalid) for column in zip(columns, self.columns, self.inputs, strict=True)
+        ]
+        results = [np.empty((rows, t.size), _arrow_dtype(t).to_pandas_dtype()) for t in self.outputs]
+        for start in range(0, rows, self.batch_size):
+            part = slice(start, min(start + self.batch_size, rows))
+            tensors = [_stack(v[part], t) for v, t in zip(values, self.inputs, strict=True)]
+            for tensor in tensors:
+                invalid[part] |= _has_nan(tensor)
+            for result, output in zip(results, model(*tensors), strict=True):
+                result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)
+        if invalid.any() and not self.keep_invalid:
+            raise ValueError(
+                f"{self.stage}: {_listed(self.columns)} must hold neither null nor NaN. Received: "
+                f"{invalid.sum()} such rows in a batch of {rows}. handle_invalid='keep' gives them null"
+            )
+        made = [_column(result, scalar, invalid) for result, scalar in zip(results, self.scalar, strict=True)]
+        return made[0] if len(made) == 1 else pd.DataFrame({f"_{i}": one for i, one in enumerate(made)})
+
+    def _rows(self, column: pd.Series, name: str, tensor: Tensor, invalid: np.ndarray) -> np.ndarray:
+        """Checks a column's rows, marks the null ones as invalid and puts zeros in their place."""
+        null = column.isna().to_numpy()
+        invalid |= null
+        if column.dtype != object:
+            return column.fillna(0).to_numpy() if null.any() else column.to_numpy()
+        values = column.to_numpy()
+        if null.any():
+            values = values.copy()
+            zeros = np.zeros(tensor.size, np.float32)
+            for row in np.flatnonzero(null):
+                values[row] = zeros
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        wrong = np.flatnonzero(sizes != tensor.size)
+        if wrong.size:
+            raise ValueError(
+                f"{self.stage}: column {name!r} must hold {tensor.size} numbers a row, for the model's input "
+                f"{tensor.name!r} of shape {tensor.shape}. Received: {sizes[wrong[0]]} numbers in "
+                f"{wrong.size} of {len(values)} rows"
+            )
+        return values
+
+
+def prepare_device() -> None:
+    """Gives this Python worker the GPU or the cores of its task, before TensorFlow takes all there are."""
+    from pyspark import TaskContext
+
+    from hvdkeras.launch import gpu
+
+    task = TaskContext.get()
+    given = task.resources().get("gpu")
+    # Workers without a GPU of their own from Spark take those of the host in turn.
+    gpu.pin(task.partitionId(), devices=given.addresses if given else None)
+    gpu.limit_threads(1, threads=task.cpus())
+
+
+def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
+    """Returns a function from batches of the inputs, of any number of rows, to a list of the outputs.
+
+    A signature that leaves the rows open is traced once; `model.predict` would be traced again for a new
+    size of the last batch, and has a callback's work to do for every call.
+    """
+    import keras
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, *t.shape), t.dtype) for t in inputs]
+
+    @tf.function(input_signature=signature)
+    def call(*tensors: Any) -> list[Any]:
+        return keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else list(tensors), training=False))
+
+    return call
+
+
+def content_key(*parts: bytes) -> str:
+    """Returns a hash of the parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def spark_type(tensor: Tensor) -> str:
+    """Returns Spark's name of the type in which an output's numbers come back."""
+    return {"float": "float", "double": "double", "int32": "int", "int64": "bigint"}[
+        str(_arrow_dtype(tensor))
+    ]
+
+
+def _arrow_dtype(tensor: Tensor) -> pa.DataType:
+    """float32 for all floats but float64, whole numbers as int32 or int64."""
+    known = {"float64": pa.float64(), "int64": pa.int64(), "uint32": pa.int64(), "uint64": pa.int64()}
+    if tensor.dtype in known:
+        return known[tensor.dtype]
+    return pa.float32() if "float" in tensor.dtype else pa.int32()
+
+
+def _stack(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Puts rows together as one array of the tensor's shape and dtype."""
+    dtype = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+    if values.dtype == object:
+        # One pass that copies and casts.
+        values = np.concatenate(values, dtype=dtype, casting="unsafe")
+    return values.astype(dtype, copy=False).reshape(-1, *tensor.shape)
+
+
+def _has_nan(tensor: np.ndarray) -> np.ndarray | bool:
+    """Tells for each row whether it holds NaN; False where none does."""
+    # The sum is NaN wherever there is one, and an eighth of the work of looking at every number.
+    if tensor.dtype.kind != "f" or not np.isnan(tensor.sum()):
+        return False
+    return np.isnan(tensor).reshape(len(tensor), -1).any(axis=1)
+
+
+def _column(result: np.ndarray, scalar: bool, invalid: np.ndarray) -> pd.Series:
+    """Makes a column of an output."""
+    if scalar:
+        # Not a NumPy column: there Spark takes NaN for null.
+        return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(result.ravel(), mask=invalid)))
+    # Spark's conversion goes through each row as a Python list, and is fastest where it is one already.
+    rows = result.tolist()
+    for row in np.flatnonzero(invalid):
+        rows[row] = None
+    return pd.Series(rows)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ("column " if len(columns) == 1 else "columns ") + ", ".join(map(repr, columns))

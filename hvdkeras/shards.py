@@ -1,0 +1,272 @@
+"""Data as columnar shards in a store: written from Spark, NumPy or Parquet, described by a small manifest.
+
+A folder of shards holds `manifest.json` and, for every part of the data, one .npy file per column. Spark's
+executors write the parts, each attempt of a task under names of its own; the manifest lists only the files
+of the attempts that Spark accepted. So a retried or speculative task never doubles a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from hvdkeras.columns import Column, DataError, check_names, check_type
+from hvdkeras.parts import Part, Report, block_rows, check_reports, write_part
+from hvdkeras.store import normalized, open_filesystem
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+logger = logging.getLogger("hvdkeras")
+
+_MANIFEST = "manifest.json"
+# Made by the driver before anything is written: who does not see it looks at another place.
+_MARKER = "writing"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where the data is and how it is cut; small, and the same for the driver and all ranks.
+
+    Attributes:
+        url: The folder: an absolute path or a URL.
+        columns: The columns, in the order in which batches have them.
+        parts: The parts' row counts and files, one file for each of `distinct`.
+        temporary: It lies in a private folder of this machine that nobody asked for by name.
+    """
+
+    url: str
+    columns: tuple[Column, ...]
+    parts: tuple[Part, ...]
+    temporary: bool = False
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def distinct(self) -> tuple[Column, ...]:
+        """The columns without repetitions: an autoencoder's input and output are stored once."""
+        return tuple(dict.fromkeys(self.columns))
+
+    def check_rows(self, num_workers: int) -> None:
+        """Raises ValueError where there are fewer rows than ranks."""
+        if self.rows < num_workers:
+            raise ValueError(
+                f"num_workers must be at most the number of rows, {self.rows}. Received: {num_workers}"
+            )
+
+    def check_columns(self, columns: Sequence[Column]) -> None:
+        """Raises DataError where these are not the columns, in order, that a model wants."""
+        if self.columns != tuple(columns):
+            raise DataError(
+                f"the shards in {self.url} must hold what the model wants: "
+                f"{'; '.join(map(_shown, columns))}. Received: {'; '.join(map(_shown, self.columns))}"
+            )
+
+    def remove(self) -> None:
+        """Deletes the folder. A second call does nothing."""
+        _delete(self.url)
+
+
+def _shown(column: Column) -> str:
+    return f"{column.name!r} with {column.wish}"
+
+
+def open_shards(url: str | os.PathLike) -> Shards:
+    """Opens shards that were written before.
+
+    Args:
+        url: Their folder, `Shards.url`.
+
+    Raises:
+        ValueError: There is no complete set of shards.
+    """
+    url = normalized(url)
+    system, path = open_filesystem(url)
+    try:
+        with system.open_input_stream(f"{path}/{_MANIFEST}") as file:
+            manifest = json.loads(file.read())
+    except FileNotFoundError as error:
+        raise ValueError(f"url must be a folder of shards with a {_MANIFEST}. Received: {url!r}") from error
+    columns = tuple(Column(**{**column, "shape": tuple(column["shape"])}) for column in manifest["columns"])
+    parts = tuple(Part(rows, tuple(files)) for rows, files in manifest["parts"])
+    return Shards(url, columns, parts)
+
+
+def write_arrays(
+    arrays: Mapping[str, np.ndarray], columns: Sequence[Column], store: str | os.PathLike | None = None
+) -> Shards:
+    """Writes NumPy arrays, one for each column's name, whose first axis is the row.
+
+    Args, returns and raises as `write_dataframe`.
+    """
+    check_names(columns, arrays)
+    distinct = tuple(dict.fromkeys(columns))
+    sources = [_numeric(column, arrays[column.name]) for column in distinct]
+    lengths = {column.name: len(source) for column, source in zip(distinct, sources, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"arrays must have equally many rows. Received: {lengths}")
+    step = block_rows(distinct)
+    blocks = (
+        [source[start : start + step] for source in sources] for start in range(0, len(sources[0]), step)
+    )
+    with _new_folder(store) as url:
+        return _finish(url, columns, [write_part(url, "part", distinct, blocks)], store is None)
+
+
+def write_parquet(
+    path: str | os.PathLike | Sequence[str],
+    columns: Sequence[Column],
+    store: str | os.PathLike | None = None,
+) -> Shards:
+    """Writes Parquet data, block by block, without Spark.
+
+    Args:
+        path: A file, a folder of files (as Spark writes it, partitioned or not) or a list of files; local
+            or a URL.
+        columns: As in `write_dataframe`.
+        store: As in `write_dataframe`.
+
+    Returns and raises as `write_dataframe`.
+    """
+    from pyarrow import dataset
+
+    try:
+        if isinstance(path, str | os.PathLike):
+            system, source = open_filesystem(normalized(path))
+        else:
+            system, source = None, list(path)
+        data = dataset.dataset(source, format="parquet", partitioning="hive", filesystem=system)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ValueError(f"path must name Parquet data. Received: {path!r} ({error})") from error
+    check_names(columns, data.schema.names)
+    distinct = tuple(dict.fromkeys(columns))
+    for column in distinct:
+        kind = data.schema.field(column.name).type
+        check_type(column, kind, str(kind))
+    names = [column.name for column in distinct]
+    # Little is read ahead: memory must not follow the size of the files.
+    scanner = data.scanner(
+        columns=list(dict.fromkeys(names)),
+        batch_size=block_rows(distinct),
+        batch_readahead=4,
+        fragment_readahead=1,
+    )
+    blocks = ([batch.column(name) for name in names] for batch in scanner.to_batches())
+    with _new_folder(store) as url:
+        return _finish(url, columns, [write_part(url, "part", distinct, blocks)], store is None)
+
+
+def write_dataframe(
+    df: DataFrame, columns: Sequence[Column], store: str | os.PathLike | None = None
+) -> Shards:
+    """Writes a Spark DataFrame in one pass on the executors, a part for each partition.
+
+    Args:
+        df: Columns of numbers, arrays of numbers of any nesting, dense or sparse vectors, or bytes (each a
+            uint8 value).
+        columns: What the model wants; a column of the data may serve twice.
+        store: A local folder or URL that the driver, the executors and the ranks see. The shards get a new
+            folder in it. None: a private temporary folder, which is enough for one machine.
+
+    Returns:
+        The shards. `remove` deletes them.
+
+    Raises:
+        DataError: The columns or their rows are not what is wanted, or there are no rows. Nothing is left
+            in the store.
+        ValueError: The store can't be written, or an executor does not see it.
+    """
+    from hvdkeras.frames import select, write_partitions
+
+    distinct = tuple(dict.fromkeys(columns))
+    selected = select(df, distinct)
+    with _new_folder(store) as url:
+        reports, blind = write_partitions(selected, distinct, url, f"{url}/{_MARKER}")
+        if blind:
+            raise ValueError(
+                "store must be a folder or URL that the driver, the executors and the ranks see. "
+                f"Received: {store!r} ({url} is not there on {', '.join(blind)})"
+            )
+        return _finish(url, columns, reports, store is None)
+
+
+@contextlib.contextmanager
+def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
+    """Makes a folder of our own for shards, and deletes it if they don't get complete."""
+    if store is None:
+        url = tempfile.mkdtemp(prefix="hvdkeras-")
+    else:
+        url = f"{normalized(store)}/shards-{uuid.uuid4().hex[:12]}"
+    try:
+        system, path = open_filesystem(url)
+        system.create_dir(path, recursive=True)
+        with system.open_output_stream(f"{path}/{_MARKER}") as file:
+            file.write(b"This folder is incomplete, or is still being written.")
+    except OSError as error:
+        raise ValueError(
+            f"store must be a folder or URL that can be written. Received: {store!r} ({error})"
+        ) from error
+    try:
+        yield url
+    except BaseException:
+        _delete(url)
+        raise
+
+
+def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report], temporary: bool) -> Shards:
+    """Writes the manifest of sound parts, deletes everything else, and returns the shards."""
+    check_reports(tuple(dict.fromkeys(columns)), reports)
+    parts = tuple(report.part for report in reports if report.part.rows)
+    manifest = {
+        "columns": [asdict(column) for column in columns],
+        "parts": [(part.rows, part.files) for part in parts],
+    }
+    system, path = open_filesystem(url)
+    with system.open_output_stream(f"{path}/{_MANIFEST}") as file:
+        file.write(json.dumps(manifest).encode())
+    wanted = {_MANIFEST}.union(*(part.files for part in parts))
+    for entry in system.get_file_info(fs.FileSelector(path)):
+        if entry.base_name not in wanted:
+            # The attempt that wrote it may be deleting it, too.
+            with contextlib.suppress(FileNotFoundError):
+                system.delete_file(entry.path)
+    return Shards(url, tuple(columns), parts, temporary)
+
+
+def _delete(url: str) -> None:
+    system, path = open_filesystem(url)
+    try:
+        system.delete_dir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        # A task that Spark gave up may still be writing: a leftover is no reason to lose a result.
+        logger.warning("could not delete all of %s: %s", url, error)
+
+
+def _numeric(column: Column, array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        raise DataError(
+            f"column {column.name!r} must be an array of numbers whose first axis is the row. "
+            f"Received: dtype {array.dtype}, shape {array.shape}"
+        )
+    size = math.prod(array.shape[1:])
+    if size not in column.sizes:
+        raise DataError(f"column {column.name!r} must hold {column.wish}. Received: shape {array.shape}")
+    return array

@@ -1,0 +1,234 @@
+"""What the Spark ML stages share: saving and loading, and the checks of columns and arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark.ml.param import Param, Params
+from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame
+from pyspark.sql.types import DataType
+
+# Raised when a stage's folder changes in a way that an older hvdkeras would misread.
+FORMAT = 1
+CHUNK_BYTES = 1 << 22
+
+
+class Stage(Params, MLReadable, MLWritable):
+    """A stage whose parameters are the arguments of its constructor, saved and loaded through Spark.
+
+    Every argument is a `Param` of the same name: `stage.getOrDefault("input_col")` reads it,
+    `stage.set(stage.input_col, ...)` changes it, and a `ParamGridBuilder` may vary it.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__()
+        self._set(**values)
+
+    def write(self) -> MLWriter:
+        """Returns the writer: `stage.write().overwrite().save(path)`."""
+        return StageWriter(self)
+
+    @classmethod
+    def read(cls, **options: Any) -> StageReader:
+        """Returns the reader: `Stage.read().load(path)`."""
+        return StageReader(cls, options)
+
+    def _save_more(self, writer: StageWriter, path: str) -> dict[str, Any]:
+        """Saves what parameters can't hold; returns what the metadata should say about it."""
+        return {}
+
+    @classmethod
+    def _load_more(cls, reader: StageReader, path: str, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Loads what parameters can't hold; returns it as arguments of the constructor."""
+        return {}
+
+    def _type_of(self, dataset: DataFrame, name: str, argument: str) -> DataType:
+        """Returns a column's type.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if name in dataset.columns:
+            return dataset.schema[name].dataType
+        near = get_close_matches(name, dataset.columns, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{self.uid}: {argument} must name a column of the DataFrame. "
+            f"Received: {name!r}; the columns are {dataset.columns}.{hint}"
+        )
+
+    def _check_new(self, dataset: DataFrame, name: str, argument: str, inputs: tuple[str, ...] = ()) -> None:
+        """Refuses to overwrite a column, unless it is the stage's own input.
+
+        Raises:
+            ValueError: the column exists.
+        """
+        if name in dataset.columns and name not in inputs:
+            raise ValueError(
+                f"{self.uid}: {argument} must be the name of a new column, or that of the input. "
+                f"Received: {name!r}, which exists already"
+            )
+
+    def _wrong_type(self, name: str, expected: str, received: DataType) -> ValueError:
+        return ValueError(
+            f"{self.uid}: column {name!r} must hold {expected}. Received: {received.simpleString()}"
+        )
+
+
+def param(name: str, doc: str, convert: Callable[[Any], Any]) -> Param:
+    """Makes a parameter; `convert` returns the value to keep, or raises ValueError with the constraint."""
+
+    def check(value: Any) -> Any:
+        try:
+            return convert(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be {error}. Received: {value!r}") from None
+
+    return Param(Params._dummy(), name, doc, check)
+
+
+def a_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("the name of a column")
+    return value
+
+
+def names(value: Any) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(values, list | tuple)
+        or not values
+        or not all(isinstance(v, str) and v for v in values)
+    ):
+        raise ValueError("the name of a column or a list of names")
+    return list(values)
+
+
+def new_names(value: Any) -> list[str]:
+    values = names(value)
+    if len(set(values)) != len(values):
+        raise ValueError("names of different columns")
+    return values
+
+
+def a_number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise ValueError("a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number") from None
+
+
+def at_least(minimum: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
+            raise ValueError(f"an integer of at least {minimum}")
+        return int(value)
+
+    return convert
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(map(repr, choices))}")
+        return value
+
+    return convert
+
+
+class StageWriter(MLWriter):
+    """Writes parameters and versions as Spark's own stages do, then what the stage adds."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def saveImpl(self, path: str) -> None:
+        # First, so that a folder with metadata is a whole stage.
+        more = self._stage._save_more(self, path)
+        more["hvdkeras"] = {"format": FORMAT, "version": version("hvdkeras")}
+        DefaultParamsWriter.saveMetadata(self._stage, path, self.sc, extraMetadata=more)
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Writes a new file on any file system that Spark's Hadoop knows."""
+        target = self.sc._jvm.org.apache.hadoop.fs.Path(path)
+        stream = target.getFileSystem(self.sc._jsc.hadoopConfiguration()).create(target, False)
+        try:
+            for start in range(0, len(content), CHUNK_BYTES):
+                stream.write(content[start : start + CHUNK_BYTES])
+        finally:
+            stream.close()
+
+
+class StageReader(MLReader):
+    """Reads what a `StageWriter` wrote, and refuses what it can't understand."""
+
+    def __init__(self, cls: type[Stage], options: dict[str, Any]) -> None:
+        super().__init__()
+        self._cls = cls
+        self.options = options
+
+    def load(self, path: str) -> Stage:
+        """Loads a stage.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: another class or a newer hvdkeras saved it, or it is damaged.
+        """
+        metadata = self._metadata(path)
+        more = self._cls._load_more(self, path, metadata)
+        stage = self._cls(**more, **metadata["defaultParamMap"], **metadata["paramMap"])
+        stage._resetUid(metadata["uid"])
+        return stage
+
+    def _metadata(self, path: str) -> dict[str, Any]:
+        name = self._cls.__name__
+        try:
+            lines = self.sc.textFile(f"{path}/metadata", 1).take(1)
+        except Py4JJavaError as error:
+            if "does not exist" not in str(error.java_exception):
+                raise
+            raise FileNotFoundError(f"{name}: there is no saved stage. Received: {path!r}") from None
+        try:
+            metadata = json.loads(lines[0])
+            saved, written = metadata["class"], metadata["hvdkeras"]
+        except (IndexError, KeyError, ValueError):
+            raise ValueError(
+                f"{name}: the metadata of a saved stage is damaged. Received: {path!r}"
+            ) from None
+        if saved.split(".")[-1] != name:
+            raise ValueError(f"{name}: the path must hold a saved {name}. Received: {path!r} with a {saved}")
+        if written["format"] > FORMAT:
+            raise ValueError(
+                f"{name}: {path!r} was saved by hvdkeras {written['version']} in format {written['format']}; "
+                f"hvdkeras {version('hvdkeras')} reads formats up to {FORMAT}. Install a newer hvdkeras"
+            )
+        return metadata
+
+    def read_bytes(self, path: str) -> bytes:
+        """Reads a file from any file system that Spark's Hadoop knows.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        source = self.sc._jvm.org.apache.hadoop.fs.Path(path)
+        system = source.getFileSystem(self.sc._jsc.hadoopConfiguration())
+        if not system.exists(source):
+            raise FileNotFoundError(f"{self._cls.__name__}: a file of the saved stage is missing: {path!r}")
+        size = system.getFileStatus(source).getLen()
+        read = self.sc._jvm.org.apache.commons.io.IOUtils.toByteArray
+        stream = system.open(source)
+        try:
+            return b"".join(
+                read(stream, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES)
+            )
+        finally:
+            stream.close()

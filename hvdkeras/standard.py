@@ -1,0 +1,136 @@
+"""Standardisation: the one transformer of dist-keras that has to measure the data first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.ml import Estimator, Model
+from pyspark.ml.stat import Summarizer
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DataType
+
+from hvdkeras import expressions as sql
+from hvdkeras.stages import Stage, new_names, param
+
+
+class StandardTransformer(Stage, Estimator):
+    """Centers columns to mean 0 and scales them to standard deviation 1.
+
+    In dist-keras a transformer that measured whatever DataFrame it was given, so that test data were scaled
+    by their own statistics. Here an estimator: `StandardTransformer(columns).fit(train)` measures, in one
+    pass over all columns, and the model that it returns transforms any DataFrame alike. In a `Pipeline`
+    nothing changes.
+
+    The standard deviation is the population's, as in dist-keras and scikit-learn;
+    `pyspark.ml.feature.StandardScaler`, for one vector column, uses the sample's. Columns without any spread
+    become 0. Nulls are left out of the statistics.
+
+    Args:
+        columns: columns to scale, a name or a list: numbers, or vectors or arrays, whose elements are
+            measured each by itself.
+        suffix: what is added to a column's name for the column that holds the result.
+    """
+
+    columns = param("columns", "names of the columns to scale", new_names)
+    suffix = param("suffix", "end of the names of the columns to add", str)
+
+    def __init__(self, columns: str | Sequence[str], suffix: str = "_normalized") -> None:
+        super().__init__(columns=columns, suffix=suffix)
+
+    def _fit(self, dataset: DataFrame) -> StandardTransformerModel:
+        columns = self.getOrDefault("columns")
+        types = {name: self._type_of(dataset, name, "columns") for name in columns}
+        row = dataset.agg(*(self._statistics(name, types[name]).alias(name) for name in columns)).first()
+        means, deviations = [], []
+        for name, statistics in zip(columns, row, strict=True):
+            if not statistics["count"]:
+                raise ValueError(f"{self.uid}: column {name!r} must hold at least one value. Received: none")
+            if sql.is_scalar(types[name]):
+                means.append(statistics["mean"])
+                deviations.append(statistics["std"])
+            else:
+                # Summarizer divides by count - 1.
+                population = math.sqrt((statistics["count"] - 1) / statistics["count"])
+                means.append(statistics["mean"].toArray().tolist())
+                deviations.append((statistics["std"].toArray() * population).tolist())
+        model = StandardTransformerModel(columns, self.getOrDefault("suffix"), means, deviations)
+        return model._resetUid(self.uid)
+
+    def _statistics(self, name: str, dtype: DataType) -> Column:
+        value = sql.column(name)
+        if sql.is_scalar(dtype):
+            value = value.cast("double")
+            return F.struct(
+                F.count(value).alias("count"), F.mean(value).alias("mean"), F.stddev_pop(value).alias("std")
+            )
+        if sql.is_vector(dtype) or sql.is_array(dtype):
+            vectors = value if sql.is_vector(dtype) else sql.vector(sql.flat(value, dtype))
+            # Summarizer reads every row, also those without weight, and fails at a null.
+            stand_in = sql.vector(F.array(F.lit(0.0)))
+            weight = F.when(value.isNull(), 0.0).otherwise(1.0)
+            return Summarizer.metrics("count", "mean", "std").summary(F.coalesce(vectors, stand_in), weight)
+        raise self._wrong_type(name, "numbers, or vectors or arrays of numbers", dtype)
+
+    def transform(self, dataset: DataFrame) -> DataFrame:
+        """Tells that the statistics must be fitted first.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{self.uid} must be fitted first: StandardTransformer(columns).fit(df).transform(df)"
+        )
+
+
+class StandardTransformerModel(Stage, Model):
+    """What `StandardTransformer.fit` returns: (x - mean) / deviation for each column.
+
+    Args:
+        columns: columns to scale.
+        suffix: what is added to a column's name for the column that holds the result: of doubles for
+            numbers, of vectors for vectors, of arrays of doubles for arrays.
+        means: for each column its mean, a number, or a list of them for vectors and arrays.
+        deviations: for each column its standard deviation, likewise.
+    """
+
+    columns = param("columns", "names of the columns to scale", new_names)
+    suffix = param("suffix", "end of the names of the columns to add", str)
+    means = param("means", "mean of each column", list)
+    deviations = param("deviations", "standard deviation of each column", list)
+
+    def __init__(self, columns: Sequence[str], suffix: str, means: list[Any], deviations: list[Any]) -> None:
+        super().__init__(columns=columns, suffix=suffix, means=means, deviations=deviations)
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        added, suffix = {}, self.getOrDefault("suffix")
+        for name, mean, deviation in zip(
+            self.getOrDefault("columns"),
+            self.getOrDefault("means"),
+            self.getOrDefault("deviations"),
+            strict=True,
+        ):
+            dtype = self._type_of(dataset, name, "columns")
+            self._check_new(dataset, name + suffix, "suffix", (name,))
+            added[name + suffix] = self._expression(name, dtype, mean, deviation)
+        return dataset.withColumns(added)
+
+    def _expression(self, name: str, dtype: DataType, mean: Any, deviation: Any) -> Column:
+        value = sql.column(name)
+        if not isinstance(mean, list):
+            if not sql.is_scalar(dtype):
+                raise self._wrong_type(name, "numbers", dtype)
+            return (value.cast("double") - mean) * _inverse(deviation)
+        if not (sql.is_vector(dtype) or sql.is_array(dtype)):
+            raise self._wrong_type(name, f"vectors or arrays of {len(mean)} numbers", dtype)
+        message = f"{self.uid}: column {name!r} must hold {len(mean)} numbers a row"
+        values = sql.checked_size(sql.flat(value, dtype), len(mean), message)
+        means, scales = F.lit(mean), F.lit([_inverse(one) for one in deviation])
+        scaled = F.transform(values, lambda x, index: (x.cast("double") - means[index]) * scales[index])
+        return sql.vector(scaled) if sql.is_vector(dtype) else scaled
+
+
+def _inverse(deviation: float) -> float:
+    return 1.0 / deviation if deviation > 0 else 0.0

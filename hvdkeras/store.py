@@ -1,0 +1,134 @@
+"""Folders and files behind local paths and URLs, and the column files in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+_COPY_BYTES = 8 << 20
+
+
+def normalized(url: str | os.PathLike) -> str:
+    """The store's name as all processes must see it: an absolute path for a local one, the URL otherwise."""
+    url = os.fspath(url)
+    path = local_path(url)
+    return url.rstrip("/") if path is None else path
+
+
+def local_path(url: str) -> str | None:
+    """The absolute path that a path or a file URL names; None for any other URL."""
+    if "://" not in url and not url.startswith("file:/"):
+        return os.path.abspath(os.path.expanduser(url))
+    parts = urlsplit(url)
+    return os.path.abspath(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
+    """The file system behind a URL and the path in it, from pyarrow or, where it has none, from fsspec.
+
+    Raises:
+        ValueError: Neither knows the URL's scheme.
+    """
+    path = local_path(url)
+    if path is not None:
+        return fs.LocalFileSystem(), path
+    try:
+        return fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, NotImplementedError) as error:
+        import fsspec
+
+        try:
+            system, path = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as other:
+            raise ValueError(
+                f"store must be a local folder or a URL that pyarrow or fsspec opens. "
+                f"Received: {url!r} (pyarrow: {error}; fsspec: {other})"
+            ) from other
+        return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+class ColumnFile:
+    """A .npy file that grows by rows. Its header counts them once the file is closed.
+
+    Args:
+        path: A file that does not exist yet.
+        shape: Shape of a row.
+        dtype: dtype of a value.
+    """
+
+    def __init__(self, path: str, shape: Sequence[int], dtype: str) -> None:
+        self._shape, self._dtype, self._rows = tuple(shape), np.dtype(dtype), 0
+        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 (__exit__ closes it)
+        self._write_header()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds rows of shape (n, *shape), contiguous and of the file's dtype."""
+        self._file.write(rows.data)
+        self._rows += len(rows)
+
+    def __enter__(self) -> ColumnFile:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        # NumPy leaves room in a header for the first axis to grow: the new one is as long as the old.
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+
+    def _write_header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def upload(local_file: str, system: fs.FileSystem, path: str) -> None:
+    """Copies a file of this machine into a store; it appears there whole or not at all on object stores."""
+    with open(local_file, "rb") as source, system.open_output_stream(path) as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+
+
+def map_rows(
+    system: fs.FileSystem, files: Sequence[tuple[str, int, int]], shape: Sequence[int], dtype: str
+) -> np.ndarray:
+    """Copies rows of a store's column files into one file of this machine and maps it.
+
+    The copy has no name: it goes away with the process, however that ends.
+
+    Args:
+        system: The store's file system.
+        files: (path, first row, end row) of every file, in order.
+        shape: Shape of a row.
+        dtype: dtype of a value.
+
+    Returns:
+        All the rows, shape (n, *shape), mapped read-only.
+    """
+    with tempfile.TemporaryFile(prefix="hvdkeras-") as copy:
+        for path, start, stop in files:
+            with system.open_input_file(path) as source:
+                _copy_rows(source, copy, path, start, stop)
+        copy.flush()
+        rows = sum(stop - start for _, start, stop in files)
+        return np.asarray(np.memmap(copy, dtype, "r", shape=(rows, *shape)))
+
+
+def _copy_rows(source: BinaryIO, target: BinaryIO, path: str, start: int, stop: int) -> None:
+    np.lib.format.read_magic(source)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(source)
+    row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    source.seek(source.tell() + start * row_bytes)
+    left = (stop - start) * row_bytes
+    while left:
+        block = source.read(min(left, _COPY_BYTES))
+        if not block:
+            raise OSError(f"{path} ends {left} bytes before its row {stop}")
+        target.write(block)
+        left -= len(block)

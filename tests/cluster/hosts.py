@@ -1,0 +1,132 @@
+"""Two hosts on one machine, from namespaces: each has its network, name, processes, IPC and /dev/shm.
+
+With a name or a /dev/shm in common, ranks of the two hosts would take each other for neighbours. The files
+are common, as on a cluster with a network file system. Needs root and iproute2.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hvdkeras.launch import environment
+
+NAMES = ("alpha", "beta")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+DOOR = Path(__file__).with_name("door.py")
+
+# What the first process of a host does; $1 is the folder of the hosts. The shell stays, to bury the orphans.
+FIRST = """
+set -e
+hostname "$2"
+mount --make-rprivate /
+mount -t tmpfs -o size="$3" tmpfs /dev/shm
+mount --bind "$1/hosts" /etc/hosts
+"$4" "$5" serve
+"""
+
+
+def missing() -> str | None:
+    """Says what this machine lacks to build two hosts; None if nothing."""
+    if os.getuid() != 0:
+        return "two hosts need root: namespaces, mounts, a virtual network"
+    absent = [name for name in ("ip", "unshare", "nsenter") if which(name) is None]
+    if absent:
+        return f"two hosts need the commands {', '.join(absent)} (Debian: iproute2, util-linux)"
+    trial = subprocess.run(
+        ["unshare", "-n", "-u", "-i", "-m", "-p", "-f", "--mount-proc", "true"], check=False
+    )
+    return None if trial.returncode == 0 else "this machine allows root no namespaces (a container?)"
+
+
+def which(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def ip(*words: str) -> bytes:
+    return subprocess.run([which("ip"), *words], check=True, stdout=subprocess.PIPE).stdout
+
+
+def wait_for(done: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.02)
+
+
+class Hosts:
+    """Two running hosts, `alpha` and `beta`, at 10.77.0.1 and 10.77.0.2 on eth0. Use as a context manager.
+
+    Args:
+        shared_memory: Size of each /dev/shm.
+    """
+
+    def __init__(self, shared_memory: str = "1g"):
+        self.shared_memory = shared_memory
+        self.networks = [f"hvdkeras-{os.getpid()}-{name}" for name in NAMES]
+        self.roots: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Hosts":
+        self.folder = Path(tempfile.mkdtemp(prefix="hvdkeras-hosts-"))
+        lines = ["127.0.0.1 localhost", *map(" ".join, zip(ADDRESSES, NAMES, strict=True))]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        try:
+            self._connect()
+            self.pids = [self._start(index) for index in range(2)]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for root in self.roots:
+            # The first process of the host goes with it (--kill-child), and with that one all others.
+            root.kill()
+            root.wait()
+        for network in self.networks:
+            subprocess.run([which("ip"), "netns", "delete", network], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.folder)
+
+    def entered(self, index: int, command: Sequence[str]) -> list[str]:
+        """The command that runs `command` on host 0 or 1."""
+        return ["nsenter", "-t", str(self.pids[index]), "-m", "-u", "-i", "-n", "-p", "--", *command]
+
+    def mpi_args(self, ranks_each: int) -> list[str]:
+        """Arguments of an mpirun on alpha that starts as many ranks on either host."""
+        slots = ",".join(f"{name}:{ranks_each}" for name in NAMES)
+        # The options that Horovod gives; of the interfaces, the one that both hosts have.
+        options = {"pml": "ob1", "btl": "^openib", "btl_tcp_if_include": "eth0"}
+        options["plm_rsh_agent"] = f"{sys.executable} {DOOR}"
+        return ["--host", slots, *(word for option in options.items() for word in ("-mca", *option))]
+
+    def _connect(self) -> None:
+        for network in self.networks:
+            ip("netns", "add", network)
+        first, second = self.networks
+        ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        for network, address in zip(self.networks, ADDRESSES, strict=True):
+            ip("-n", network, "address", "add", f"{address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                ip("-n", network, "link", "set", device, "up")
+        # Linux takes a second to call a new link running; until then UCX finds the other host unreachable.
+        for network in self.networks:
+            wait_for(lambda n=network: b"state UP" in ip("-n", n, "link", "show", "eth0"), "the network", 10)
+
+    def _start(self, index: int) -> int:
+        """Starts a host and returns the process number, here, of its first process."""
+        name = NAMES[index]
+        unshare = ["unshare", "-u", "-i", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
+        parameters = [str(self.folder), name, self.shared_memory, sys.executable, str(DOOR)]
+        first = ["sh", "-c", FIRST, "sh", *parameters]
+        command = [which("ip"), "netns", "exec", self.networks[index], *unshare, *first]
+        doors = {"HVDKERAS_TEST_DOORS": str(self.folder)}
+        root = subprocess.Popen(command, env={**os.environ, **environment.variables(), **doors})
+        self.roots.append(root)
+        wait_for((self.folder / name).exists, f"host {name} to start", 20)
+        (child,) = Path(f"/proc/{root.pid}/task/{root.pid}/children").read_text().split()
+        return int(child)

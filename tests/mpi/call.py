@@ -1,0 +1,27 @@
+"""What each rank of a test runs: `python -m mpi4py call.py FOLDER` calls the pickled function there.
+
+The function's result, or the traceback of what it raised, is left in the same folder under the rank's number.
+"""
+
+import pickle
+import sys
+import traceback
+from pathlib import Path
+
+import cloudpickle
+from mpi4py import MPI
+
+
+def main(folder: Path) -> None:
+    rank = MPI.COMM_WORLD.rank
+    fn, args = pickle.loads((folder / "call").read_bytes())
+    try:
+        result = cloudpickle.dumps(fn(*args))
+    except BaseException:
+        (folder / f"error.{rank}").write_text(traceback.format_exc())
+        raise
+    (folder / f"result.{rank}").write_bytes(result)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,111 @@
+"""Synchronous SGD on real ranks against one process on the joined batches."""
+
+import numpy as np
+import pytest
+from hvdkeras.columns import Column
+from hvdkeras.rows import Rows
+from hvdkeras.shards import Shards, write_arrays
+
+pytestmark = pytest.mark.mpi
+
+ROWS, BATCH_SIZE, EPOCHS = 61, 4, 2
+OPTIMIZERS = {
+    "sgd": {"class_name": "SGD", "config": {"learning_rate": 0.05}},
+    "momentum": {"class_name": "SGD", "config": {"learning_rate": 0.05, "momentum": 0.9, "nesterov": True}},
+    "adam": {"class_name": "Adam", "config": {"learning_rate": 0.01, "clipnorm": 1.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(ROWS, 3)).astype("float32")
+    labels = (features @ np.array([1.0, 2.0, -1.0]) + 0.1 * random.normal(size=ROWS)).astype("float32")
+    columns = [Column("features", (3,), "float32"), Column("label", (1,), "float32")]
+    return write_arrays({"features": features, "label": labels}, columns, tmp_path_factory.mktemp("store"))
+
+
+def model():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)])
+
+
+def train(optimizer: str, arguments: dict, shards: Shards) -> tuple[list, list]:
+    """What a rank of the job runs; returns its own weights and the trained model's."""
+    import hvdkeras
+    from hvdkeras import worker
+
+    own = []
+    fit = worker._fit
+    worker._fit = lambda *args: (fit(*args), own.extend(args[0].get_weights()))
+    trainer = hvdkeras.SynchronousSGD(
+        model(),
+        loss="mse",
+        worker_optimizer=OPTIMIZERS[optimizer],
+        batch_size=BATCH_SIZE,
+        num_epoch=EPOCHS,
+        verbose=0,
+        **arguments,
+    )
+    return own, trainer.train(shards).get_weights()
+
+
+def joined(optimizer: str, size: int, accumulation: int, shards: Shards) -> list[np.ndarray]:
+    """One process; each of its batches is what all ranks train on in a step."""
+    import keras
+
+    one = model()
+    one.compile(keras.optimizers.get(OPTIMIZERS[optimizer]), "mse")
+    ranks = [Rows(shards, rank, size, BATCH_SIZE, seed=0) for rank in range(size)]
+    for epoch in range(EPOCHS):
+        steps = list(zip(*(rank.batches(epoch) for rank in ranks), strict=True))
+        for start in range(0, len(steps), accumulation):
+            group = steps[start : start + accumulation]
+            features, labels = (np.concatenate([batch[i] for s in group for batch in s]) for i in range(2))
+            # Batches of a group count alike, whatever their number of rows.
+            weight = np.concatenate([np.full(sum(len(b[0]) for b in s), 1 / sum(len(b[0]) for b in s)) for s in group])
+            one.train_on_batch(features, labels, sample_weight=weight * len(weight) / len(group))
+    return one.get_weights()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_ranks_equal_one_process(on_ranks, shards, optimizer):
+    expected = joined(optimizer, 2, 1, shards)
+    for own, trained in on_ranks(2, train, optimizer, {}, shards):
+        for weights in (own, trained):
+            for received, wanted in zip(weights, expected, strict=True):
+                np.testing.assert_allclose(received, wanted, atol=1e-5)
+
+
+def test_accumulated_gradients_equal_larger_batches(on_ranks, shards):
+    expected = joined("momentum", 2, 3, shards)
+    for own, _ in on_ranks(2, train, "momentum", {"accumulation": 3}, shards):
+        for received, wanted in zip(own, expected, strict=True):
+            np.testing.assert_allclose(received, wanted, atol=1e-5)
+
+
+def test_half_precision_keeps_the_ranks_equal(on_ranks, shards):
+    expected = joined("sgd", 3, 1, shards)
+    ranks = [own for own, _ in on_ranks(3, train, "sgd", {"compression": "fp16"}, shards)]
+    for first, *others, wanted in zip(*ranks, expected, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+        np.testing.assert_allclose(first, wanted, atol=5e-3)
+        assert not np.array_equal(first, wanted)
+
+
+def sum_through_horovod(compression: str | None) -> np.ndarray:
+    import tensorflow as tf
+    from hvdkeras.gradients import over_horovod
+    from mpi4py import MPI
+
+    total = tf.function(over_horovod(MPI.COMM_WORLD, compression))
+    return total(tf.constant([1.0, 2.0, 3.0]) * (1.0 + MPI.COMM_WORLD.rank)).numpy()
+
+
+@pytest.mark.parametrize("compression", [None, "fp16"])
+def test_horovod_sums_over_the_ranks(on_ranks, compression):
+    for total in on_ranks(2, sum_through_horovod, compression):
+        np.testing.assert_array_equal(total, [3, 6, 9])

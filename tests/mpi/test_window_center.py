@@ -1,0 +1,399 @@
+"""The center in windows, on real ranks: exact, untorn, fair, and never waited for without end."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+
+def sums(lengths, sharded):
+    """Every rank pushes ones; what is pulled after all have finished, and the telemetry."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    results = []
+    for length, pushes in lengths:
+        center = WindowCenter(comm, np.full(length, comm.rank, np.float32), sharded=sharded, timeout=60)
+        ones = np.ones(length, np.float32)
+        for _ in range(pushes):
+            center.push(ones)
+        center.finish()
+        pulled = center.pull()
+        results.append((pulled.min(), pulled.max(), pulled.size, center.telemetry["exchanges"]))
+        center.free()
+    return results
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_no_push_is_lost(on_ranks, size, sharded):
+    lengths = [(1, 200), (1000, 100), (10_000_000, 3)]
+    for results in on_ranks(size, sums, lengths, sharded):
+        expected = [(size * pushes, size * pushes, length, pushes) for length, pushes in lengths]
+        assert results == expected
+
+
+def tickets(length, exchanges):
+    """Draws numbered tickets: each element of the center counts the exchanges, the local vector gets it."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(length, np.float32), sharded=True, timeout=60)
+    local, starts = np.zeros(length, np.float32), [chunk.start for chunk in center._chunks]
+    drawn, torn = [], 0
+    for _ in range(exchanges):
+        local = center.exchange(lambda x, c: (c, np.ones_like(c)), local)
+        drawn.append(local[starts])
+        torn += sum(len(np.unique(local[chunk.elements])) > 1 for chunk in center._chunks)
+    center.finish()
+    pulled = center.pull()
+    center.free()
+    return np.array(drawn), torn, pulled.min(), pulled.max()
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_exchanges_of_a_chunk_come_one_after_the_other(on_ranks, size):
+    exchanges = 20
+    results = on_ranks(size, tickets, 1_000_000, exchanges)
+    every = np.concatenate([drawn for drawn, *_ in results])
+    for chunk in every.T:
+        assert sorted(chunk) == list(range(size * exchanges)), "two ranks read the same center"
+    for _, torn, low, high in results:
+        assert torn == 0
+        assert low == high == size * exchanges
+
+
+def readers_and_writers(length, seconds):
+    """The first half of the ranks writes, each by another verb; the others look for torn chunks."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
+    ones, out = np.ones(length, np.float32), np.empty(length, np.float32)
+    torn = backwards = turns = 0
+    before = np.zeros(len(center._chunks))
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        turns += 1
+        if comm.rank < comm.size // 2:
+            if comm.rank == 0:
+                center.push(ones)
+            else:
+                center.exchange(lambda x, c: (x, np.ones_like(c)), ones, out=out)
+            continue
+        center.pull(out=out)
+        for index, chunk in enumerate(center._chunks):
+            values = out[chunk.elements]
+            torn += values.min() != values.max()
+            backwards += values[0] < before[index]
+            before[index] = values[0]
+    center.finish()
+    center.free()
+    return turns, torn, backwards
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_reads_are_not_torn(on_ranks, size):
+    for turns, torn, backwards in on_ranks(size, readers_and_writers, 2_500_000, 2.0):
+        assert turns > 5
+        assert torn == 0
+        assert backwards == 0
+
+
+def turns_in(seconds, length, sharded):
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded, timeout=60)
+    local = np.ones(length, np.float32)
+    comm.Barrier()
+    begin, turns = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        center.exchange(lambda x, c: (x, x), local, out=local)
+        turns += 1
+    center.finish()
+    center.free()
+    return turns
+
+
+@pytest.mark.parametrize("length", [1000, 2_500_000])
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_rank_gets_under_half_of_another(on_ranks, size, length):
+    turns = on_ranks(size, turns_in, 2.0, length, False)
+    assert min(turns) >= max(turns) / 2, turns
+
+
+def adagrad(local, center, accumulator, gradient):
+    """A rule with a slot: every rank's squared gradients scale every rank's step."""
+    squared = gradient * gradient
+    push = -0.5 * gradient / np.sqrt(accumulator + squared + 1e-6)
+    return center + push, push.astype(np.float32), squared
+
+
+def with_slots(length, steps):
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.ones(length, np.float32), slots=1, timeout=60)
+    local = center.pull()
+    for step in range(steps):
+        for turn in range(comm.size):
+            if comm.rank == turn:
+                gradient = np.random.default_rng((turn, step)).normal(size=length).astype(np.float32)
+                local = center.exchange(adagrad, local, gradient)
+            comm.Barrier()
+    comm.Barrier()
+    result = center.pull(), center.pull(part=1), local
+    with pytest.raises(ValueError, match=r"part must be in 0..1. Received: 2"):
+        center.pull(part=2)
+    center.finish()
+    center.free()
+    return result
+
+
+@pytest.mark.parametrize(("size", "length"), [(1, 700_001), (2, 10)])
+def test_slots_equal_the_sequential_recursion(on_ranks, size, length):
+    steps = 4
+    center, accumulator = np.ones(length), np.zeros(length)
+    for step in range(steps):
+        for turn in range(size):
+            gradient = np.random.default_rng((turn, step)).normal(size=length)
+            accumulator += gradient**2
+            center += -0.5 * gradient / np.sqrt(accumulator + 1e-6)
+    results = on_ranks(size, with_slots, length, steps)
+    for pulled, slot, _ in results:
+        np.testing.assert_allclose(pulled, center, atol=1e-5)
+        np.testing.assert_allclose(slot, accumulator, rtol=1e-5)
+    np.testing.assert_allclose(results[-1][2], center, atol=1e-5)
+
+
+def counting():
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    ones = np.ones(10, np.float32)
+    center = WindowCenter(comm, ones, timeout=30)
+    seen = [center.staleness()]
+    comm.Barrier()
+    if comm.rank == 1:
+        for _ in range(3):
+            center.push(ones)
+        center.exchange(lambda x, c: (c, x), ones)
+        seen.append(center.staleness())
+    comm.Barrier()
+    if comm.rank == 0:
+        seen.append(center.staleness())
+        center.push(ones)
+        seen.append(center.staleness())
+        center.exchange(lambda x, c: (c, x), ones)
+        seen.append(center.staleness())
+        telemetry = center.telemetry
+        seen += [telemetry["exchanges"], telemetry["staleness_mean"], telemetry["staleness_max"]]
+    comm.Barrier()
+    if comm.rank == 1:
+        seen.append(center.staleness())
+        center.pull()
+        seen.append(center.staleness())
+    center.finish()
+    center.free()
+    return seen
+
+
+def test_staleness_counts_the_pushes_of_others(on_ranks):
+    zero, one = on_ranks(2, counting)
+    assert zero == [0, 4, 4, 0, 2, 4.0, 4]
+    assert one == [0, 0, 2, 0]
+
+
+def finishing():
+    """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 stands still."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    ones = np.ones(10, np.float32)
+    results = []
+    for still in (False, True):
+        center = WindowCenter(comm, np.zeros(10, np.float32), timeout=0.8)
+        begin = time.perf_counter()
+        if comm.rank == 1:
+            for _ in range(12):
+                center.push(ones)
+                time.sleep(0.15)
+        elif comm.rank == 2 and still:
+            time.sleep(5)
+        try:
+            center.finish()
+            results.append((center.pull()[0], time.perf_counter() - begin))
+        except TimeoutError as error:
+            results.append((str(error), time.perf_counter() - begin))
+        comm.Barrier()
+        center.free()
+    return results
+
+
+def test_finish_waits_as_long_as_something_happens(on_ranks):
+    results = on_ranks(3, finishing)
+    for value, seconds in [first for first, _ in results]:
+        assert value == 12
+        assert seconds > 1.7
+    for rank in (0, 1):
+        text, seconds = results[rank][1]
+        assert f"rank {rank} waited for ranks [2] to finish" in text
+        assert 1.7 < seconds < 5
+
+
+def many_lives():
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    for life in range(50):
+        length = [1, 1000, 3_000_000][life % 3]
+        center = WindowCenter(comm, np.full(length, life, np.float32), slots=life % 2, sharded=life % 4 == 0)
+        assert (center.pull() == life).all()
+        comm.Barrier()
+        center.push(np.ones(length, np.float32))
+        center.finish()
+        assert (center.pull() == life + comm.size).all()
+        center.free()
+        center.free()
+        for verb in (center.pull, center.staleness, center.finish):
+            with pytest.raises(RuntimeError, match="freed"):
+                verb()
+    return True
+
+
+def test_allocate_and_free_fifty_times(on_ranks):
+    assert all(on_ranks(2, many_lives))
+
+
+def errors():
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(1000, np.float32), timeout=30)
+    ones = np.ones(1000, np.float32)
+    for error, text, call in [
+        (TypeError, "float64", lambda: center.push(np.ones(1000))),
+        (ValueError, "Received: 1001", lambda: center.push(np.ones(1001, np.float32))),
+        (ValueError, "Received: 999", lambda: center.pull(out=ones[:999])),
+        (ValueError, "must return 2 vectors", lambda: center.exchange(lambda x, c: (x, c[:5]), ones)),
+        (ZeroDivisionError, "division", lambda: center.exchange(lambda x, c: 1 / 0, ones)),
+        (ValueError, "slots must not be negative. Received: -1", lambda: WindowCenter(comm, ones, slots=-1)),
+        (ValueError, "same length on every rank", lambda: WindowCenter(comm, ones[comm.rank :])),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
+    # What failed inside a rule has left no lock behind, and nothing half added.
+    comm.Barrier()
+    center.push(ones)
+    center.finish()
+    assert (center.pull() == comm.size).all()
+    center.free()
+    return True
+
+
+def test_errors_speak_and_leave_no_lock(on_ranks):
+    assert all(on_ranks(2, errors))
+
+
+def too_large(free):
+    import shutil
+
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    usage = shutil.disk_usage("/")
+    shutil.disk_usage = lambda path: usage._replace(free=free)
+    before = set(os.listdir("/dev/shm"))
+    with pytest.raises(
+        OSError, match=r"needs 4[0-9.]+ MB of shared memory in /dev/shm, which has 1.0 MB free"
+    ):
+        WindowCenter(MPI.COMM_WORLD, np.zeros(10_000_000, np.float32), timeout=30)
+    return set(os.listdir("/dev/shm")) - before
+
+
+def elsewhere(folder):
+    """All pages of 40 MB in a folder of the user's choice."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    before = os.statvfs("/dev/shm").f_bavail
+    center = WindowCenter(comm, np.ones(10_000_000, np.float32), timeout=30)
+    used = (before - os.statvfs("/dev/shm").f_bavail) * os.statvfs("/dev/shm").f_frsize
+    comm.Barrier()
+    center.free()
+    return used
+
+
+def test_shared_memory_is_looked_at_before_it_is_taken(on_ranks, tmp_path):
+    on_ranks(2, too_large, 1_000_000, env={"OMPI_MCA_osc_sm_backing_directory": "/dev/shm"})
+    used = on_ranks(2, elsewhere, str(tmp_path), env={"OMPI_MCA_osc_sm_backing_directory": str(tmp_path)})
+    assert max(used) < 20_000_000
+    assert not list(tmp_path.glob("osc_sm*"))
+
+
+def stuck_in_rule(how):
+    """Rank 1 holds a lock and does not come back; the others stand before it."""
+    import signal
+
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(10, np.float32), timeout=1.0)
+    ones = np.ones(10, np.float32)
+
+    def rule(local, middle):
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    comm.Barrier()
+    if comm.rank == 1:
+        center.exchange(rule, ones)
+    time.sleep(0.5)
+    for _ in range(1_000_000):
+        center.push(ones)
+
+
+@pytest.mark.parametrize("how", ["asleep", "killed"])
+def test_a_rank_that_keeps_a_lock_ends_the_job(on_ranks, how):
+    before = set(os.listdir("/dev/shm"))
+    begin = time.perf_counter()
+    with pytest.raises(AssertionError) as failed:
+        on_ranks(3, stuck_in_rule, how, timeout=40)
+    assert time.perf_counter() - begin < 15
+    assert failed.value.returncode not in (0, None)
+    if how == "asleep":
+        assert "TimeoutError: rank" in failed.value.output
+        assert "waited 1 s for elements 0..10 of the center at rank 0" in failed.value.output
+    left = [name for name in set(os.listdir("/dev/shm")) - before if "vader" in name or "osc" in name]
+    # Other jobs of this machine come and go; ours has had a second to vanish.
+    time.sleep(1)
+    assert not [name for name in left if Path("/dev/shm", name).exists()]

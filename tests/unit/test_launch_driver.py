@@ -1,0 +1,195 @@
+"""What is refused before a launch, and the connections between ranks and driver without MPI."""
+
+import os
+import socket
+import sys
+import threading
+from multiprocessing import AuthenticationError
+
+import pytest
+from hvdkeras.launch import cluster, doctor, driver, local, spark
+from hvdkeras.launch.cli import main
+from hvdkeras.launch.rank import Driver
+from hvdkeras.launch.report import Reports
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_proc": 0}, ValueError, "num_proc must be a positive integer. Received: 0"),
+        ({"num_proc": 2.0}, ValueError, "num_proc must be a positive integer. Received: 2.0"),
+        ({"num_proc": True}, ValueError, "num_proc must be a positive integer. Received: True"),
+        ({"start_timeout": 0}, ValueError, "start_timeout must be a positive number of seconds. Received: 0"),
+        ({"env": {"A": 1}}, TypeError, "env must map strings to strings. Received: 'A': 1"),
+        ({"mpi_args": ["-x"]}, TypeError, "mpi_args must be one string"),
+        ({"mpi_args": "-v --mca pml ob1"}, ValueError, "mpi_args must not set the parameter pml"),
+        ({"fn": 3}, TypeError, "fn must be callable. Received: 3"),
+        (
+            {"args": (threading.Lock(),)},
+            TypeError,
+            "getpid and its arguments can't be sent to other processes",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_starts(arguments, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        local.run(**{"fn": os.getpid, **arguments})
+
+
+def test_ranks_on_spark_need_a_session(monkeypatch):
+    monkeypatch.setattr("pyspark.SparkContext._active_spark_context", None)
+    with pytest.raises(ValueError, match="no active SparkSession"):
+        spark.run(os.getpid, num_proc=2)
+
+
+@pytest.mark.parametrize(
+    ("conf", "slots"),
+    [
+        ({"spark.master": "spark://h:7077"}, None),
+        ({"spark.master": "spark://h:7077", "spark.cores.max": "6"}, 6),
+        ({"spark.master": "spark://h:7077", "spark.cores.max": "6", "spark.task.cpus": "2"}, 3),
+        ({"spark.master": "yarn", "spark.executor.instances": "3"}, 3),
+        ({"spark.master": "yarn", "spark.executor.instances": "3", "spark.executor.cores": "4"}, 12),
+        ({"spark.master": "k8s://h", "spark.executor.instances": "2", "spark.task.cpus": "1"}, 2),
+        ({"spark.master": "yarn", "spark.dynamicAllocation.enabled": "true"}, float("inf")),
+        (
+            {
+                "spark.master": "yarn",
+                "spark.dynamicAllocation.enabled": "true",
+                "spark.dynamicAllocation.maxExecutors": "5",
+                "spark.executor.cores": "2",
+            },
+            10,
+        ),
+        (
+            {
+                "spark.master": "yarn",
+                "spark.executor.instances": "2",
+                "spark.executor.cores": "8",
+                "spark.executor.resource.gpu.amount": "2",
+                "spark.task.resource.gpu.amount": "1",
+            },
+            4,
+        ),
+        (
+            {
+                "spark.master": "yarn",
+                "spark.executor.instances": "2",
+                "spark.executor.cores": "8",
+                "spark.executor.resource.gpu.amount": "1",
+                "spark.task.resource.gpu.amount": "0.25",
+            },
+            8,
+        ),
+    ],
+)
+def test_slots_that_the_configuration_allows(conf, slots):
+    assert cluster.slots_to_come(conf) == slots
+
+
+def test_versions_differ_by_their_first_two_numbers():
+    here = {"python": "3.11.7", "numpy": "2.0.2", "keras": "3.15.1", "horovod": "0.28.1"}
+    there = {"python": "3.11.2", "numpy": "1.26.4", "keras": None, "horovod": "0.28.1"}
+    assert cluster.compare(here, here) == []
+    assert cluster.compare(here, there) == [
+        "numpy 1.26.4 there, 2.0.2 here",
+        "keras missing there, 3.15.1 here",
+    ]
+
+
+@pytest.fixture
+def reports():
+    with Reports(b"the task", 2, None) as opened:
+        yield opened
+
+
+def test_a_rank_gets_its_task_and_is_heard_to_its_end(reports):
+    rank = Driver(["127.0.0.1"], reports.port, reports.key)
+    rank.send("hello", 1, "there", 4711)
+    assert rank.receive() == b"the task"
+    rank.send("started")
+    rank.send("result", {"weights": [1.5]})
+    reports.settle()
+    assert reports.hosts == {1: "there"}
+    assert reports.started == {1}
+    assert reports.results == {1: {"weights": [1.5]}}
+    assert not reports.wait_started(0.01)
+
+
+def test_strangers_neither_get_in_nor_in_the_way(reports):
+    with socket.create_connection(("127.0.0.1", reports.port)):  # says nothing
+        with pytest.raises((AuthenticationError, EOFError, ConnectionError)):
+            Driver(["127.0.0.1"], reports.port, b"another key").receive()
+        rank = Driver(["127.0.0.1"], reports.port, reports.key)
+        rank.send("hello", 0, "here", 1)
+        assert rank.receive() == b"the task"
+    assert reports.hosts == {0: "here"}
+
+
+def test_a_rank_that_cannot_reach_its_driver_says_what_it_tried(reports):
+    reports.close()
+    with pytest.raises(
+        ConnectionError, match=rf"can't reach the driver. Tried on port {reports.port}: 127.0.0.1"
+    ):
+        Driver(["127.0.0.1"], reports.port, reports.key)
+
+
+def test_the_script_is_not_run_again_by_spawned_processes():
+    main_module = sys.modules["__main__"]
+    before = dict(vars(main_module))
+    with driver._script_hidden():
+        assert main_module.__spec__ is None
+        assert not hasattr(main_module, "__file__")
+    assert vars(main_module) == before
+
+
+def test_doctor_tells_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PYSPARK_PYTHON", "/nowhere/python")
+    monkeypatch.setattr(doctor.environment, "path", lambda: str(tmp_path))
+    monkeypatch.setattr(doctor, "check_libraries", lambda: iter(()))
+    monkeypatch.setattr(doctor, "check_ranks", lambda: doctor.Check("two ranks", doctor.OK, "started"))
+    assert main(["doctor"]) == 1
+    wrong = [
+        line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith(doctor.WRONG)
+    ]
+    assert wrong == ["Java", "Spark", "mpirun"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "spark_version", "good"),
+    [
+        ("java.base@17.0.9", "3.5.9", True),
+        ("java.base@11.0.2", "3.5.9", False),
+        ("java.base@17.0.9", "4.1.4", False),
+        ("java.base@21\njdk.incubator.vector@21", "4.1.4", True),
+    ],
+)
+def test_doctor_knows_which_java_fits_which_spark(modules, spark_version, good, monkeypatch):
+    monkeypatch.setenv("JAVA_HOME", "/java")
+    monkeypatch.setattr(doctor, "_output", lambda command: modules)
+    monkeypatch.setattr(doctor, "_version", lambda name: spark_version)
+    assert (doctor.check_java().state == doctor.OK) == good
+
+
+def test_run_becomes_horovodrun(monkeypatch, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("")
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    main(["run", "-np", "4", "-H", "a:2,b:2", "--mpi-args=-x A", str(script), "--epochs", "3"])
+    program, command, environ = started[0]
+    assert program == sys.executable
+    assert command[1:] == [
+        *("-m", "horovod.runner.launch", "--mpi", "-np", "4", "-H", "a:2,b:2", "--mpi-args=-x A"),
+        *(sys.executable, "-m", "mpi4py", str(script), "--epochs", "3"),
+    ]
+    assert environ["OMPI_MCA_osc"] == "sm,ucx"
+
+
+@pytest.mark.parametrize("arguments", [["-np", "0", __file__], ["-np", "2", "/nowhere.py"], [__file__]])
+def test_run_refuses_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *arguments])
+    assert ended.value.code == 2

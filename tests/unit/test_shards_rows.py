@@ -1,0 +1,141 @@
+"""Every row exactly once an epoch, on any number of ranks and parts, in batches of any size."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+from hvdkeras import rows as rows_module
+from hvdkeras.columns import Column
+from hvdkeras.parts import write_part
+from hvdkeras.rows import Rows
+from hvdkeras.shards import Shards, write_arrays
+
+COLUMNS = (Column("x", (3,), "float32"), Column("y", (), "int32"))
+
+
+def in_parts(folder, part_rows):
+    """Shards with parts of these numbers of rows; row r holds r."""
+    parts, start = [], 0
+    for number, rows in enumerate(part_rows):
+        values = np.arange(start, start + rows)
+        blocks = [[np.repeat(values, 3).reshape(rows, 3), values]] if rows else []
+        parts.append(write_part(str(folder), f"part-{number}", COLUMNS, blocks).part)
+        start += rows
+    return Shards(str(folder), COLUMNS, tuple(part for part in parts if part.rows))
+
+
+def epoch_of(rows, epoch=0):
+    """The rows' numbers in each batch of an epoch."""
+    batches = []
+    for x, y in rows.batches(epoch):
+        np.testing.assert_array_equal(x, np.repeat(y, 3).reshape(-1, 3))
+        assert (x.dtype, y.dtype) == (np.float32, np.int32)
+        batches.append(y.tolist())
+    return batches
+
+
+def flat(batches):
+    """All rows' numbers, in their order."""
+    return sorted(itertools.chain.from_iterable(batches))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_every_row_exactly_once(tmp_path, size, shuffle):
+    for total in range(size, 41):
+        folder = tmp_path / str(total)
+        folder.mkdir()
+        third = total // 3
+        shards = in_parts(folder, [total % 3, 0, third, total - total % 3 - third])
+        for batch_size in range(1, 8):
+            ranks = [Rows(shards, rank, size, batch_size, seed=7, shuffle=shuffle) for rank in range(size)]
+            batches = [epoch_of(rank, epoch=total) for rank in ranks]
+            assert flat(batch for rank in batches for batch in rank) == list(range(total))
+            assert {len(rank) for rank in batches} == {ranks[0].steps}
+            assert {rank.steps for rank in ranks} == {ranks[0].steps}
+            assert [rank.batch_sizes.tolist() for rank in ranks] == [list(map(len, rank)) for rank in batches]
+            counts = [sum(map(len, rank)) for rank in batches]
+            assert counts == [rank.rows for rank in ranks]
+            assert max(counts) - min(counts) <= 1
+            lengths = [len(batch) for rank in batches for batch in rank]
+            assert min(lengths) >= 1
+            assert max(lengths) <= max(batch_size, 2)
+
+
+def test_only_the_last_batches_are_short(tmp_path):
+    shards = in_parts(tmp_path, [257])
+    assert [len(batch) for batch in epoch_of(Rows(shards, 0, 2, 128, seed=0))] == [127, 1]
+    assert [len(batch) for batch in epoch_of(Rows(shards, 1, 2, 128, seed=0))] == [128, 1]
+    assert [len(batch) for batch in epoch_of(Rows(shards, 0, 1, 100, seed=0))] == [100, 100, 57]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_order_is_new_each_epoch_and_follows_the_seed(tmp_path, shuffle):
+    shards = in_parts(tmp_path, [20, 30])
+
+    def order(seed, epoch):
+        return epoch_of(Rows(shards, 1, 2, 8, seed, shuffle), epoch)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_ranks_keep_their_rows_unless_shuffled(tmp_path):
+    shards = in_parts(tmp_path, [20, 30])
+    for rank, share in ((0, range(25)), (1, range(25, 50))):
+        kept = Rows(shards, rank, 2, 8, seed=3)
+        dealt = Rows(shards, rank, 2, 8, seed=3, shuffle=True)
+        assert flat(epoch_of(kept, 5)) == list(share)
+        assert flat(epoch_of(dealt, 5)) != list(share)
+
+
+def test_a_rank_maps_only_parts_with_its_rows(tmp_path):
+    shards = in_parts(tmp_path, [10, 10, 10])
+    for part in (shards.parts[0], shards.parts[1]):
+        for file in part.files:
+            os.unlink(tmp_path / file)
+    assert flat(epoch_of(Rows(shards, 2, 3, 4, seed=0))) == list(range(20, 30))
+
+
+@pytest.mark.parametrize("memory", [32 << 20, 1000, 1])
+def test_many_parts_are_gathered_in_blocks(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", memory)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    one = Rows(in_parts(whole, [101]), 0, 1, 7, seed=0)
+    many = Rows(in_parts(cut, [1] * 50 + [0, 51]), 0, 1, 7, seed=0)
+    assert epoch_of(one, 3) == epoch_of(many, 3)
+
+
+def test_batches_are_the_callers_own(tmp_path):
+    rows = Rows(in_parts(tmp_path, [10]), 0, 1, 4, seed=0)
+    for x, _ in rows.batches(0):
+        x[:] = -1
+    epoch_of(rows, 0)
+
+
+def test_a_rank_that_does_not_see_the_store(tmp_path):
+    shards = write_arrays({"x": np.ones((4, 3)), "y": np.arange(4)}, COLUMNS, tmp_path)
+    shards.remove()
+    with pytest.raises(
+        FileNotFoundError, match=rf"rank 1 on .* does not see the shards in {shards.url}.*store"
+    ):
+        Rows(shards, 1, 2, 2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 2}, "rank must be from 0 to size - 1. Received: rank=2, size=2"),
+        ({"batch_size": 0}, "batch_size must be positive. Received: 0"),
+        ({"size": 5}, "num_workers must be at most the number of rows, 4. Received: 5"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    shards = in_parts(tmp_path, [4])
+    with pytest.raises(ValueError, match=message):
+        Rows(**{"shards": shards, "rank": 0, "size": 2, "batch_size": 1, "seed": 0, **arguments})
