@@ -15,6 +15,7 @@ import argparse
 import time
 
 import numpy as np
+
 from hvdkeras.launch import environment, local
 
 TARGETS = {"pull": 0.7, "push": 0.7, "elastic": 0.5}
@@ -80,7 +81,10 @@ def network_limits(comm, length):
 
 
 def answer(comm, length, repeats):
+    from hvdkeras.center import wait
+
     vector, source = np.zeros(length, np.float32), comm.size - 1
+    wait(lambda: comm.Iprobe(source=source), 600, "the acting rank")
     for _ in range(repeats + 2):
         comm.recv(source=source)
         comm.Send(vector, source)

@@ -30,7 +30,8 @@ class Attendant:
     """
 
     def __init__(self, comm: MPI.Comm, timeout: float, requested: Callable[[], bool] | None):
-        self._comm, self._timeout, self._requested = comm, timeout, requested
+        # Waits that can give up do so first, after `timeout`.
+        self._comm, self._timeout, self._requested = comm, 1.2 * timeout, requested
         self._noted: tuple[float, object] | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvdkeras-window", daemon=True)

@@ -76,7 +76,7 @@ class TunableEstimator(Estimator):
         return getattr(self, param if isinstance(param, str) else param.name)
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> TunableEstimator:
-        """Returns a copy in which the params in `extra` have other values; params of other stages don't count."""
+        """Returns a copy in which params have the values in `extra`; those of other stages don't count."""
         result = copy.copy(self)
         for param, value in (extra or {}).items():
             if param.parent == self.uid:

@@ -71,7 +71,7 @@ class History:
         return asdict(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Returns one row for each rank, model and epoch: rank, model, epoch (from 1), rows, seconds, metrics."""
+        """Returns rank, model, epoch (from 1), rows, seconds and metrics, a row for each rank and epoch."""
         import pandas
 
         tables = [

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 from mpi4py import MPI
 
@@ -59,14 +56,16 @@ class Ledger:
 
     def enter_finish(self) -> None:
         """Notes that this rank has finished."""
-        with self._epoch():
-            self._window.Put([np.ones(1, np.int64), COUNT], 0, target=[1 + self._rank, 1, COUNT])
+        self._open()
+        self._window.Put([np.ones(1, np.int64), COUNT], 0, target=[1 + self._rank, 1, COUNT])
+        self._window.Unlock(0)
 
     def state(self) -> np.ndarray:
         """Returns (1 + ranks,) of int64: all pushes, then 1 for each rank that has finished."""
         state = np.empty(self._length, np.int64)
-        with self._epoch():
-            self._window.Get([state, COUNT], 0, target=[0, self._length, COUNT])
+        self._open()
+        self._window.Get([state, COUNT], 0, target=[0, self._length, COUNT])
+        self._window.Unlock(0)
         return state
 
     def free(self) -> None:
@@ -77,15 +76,11 @@ class Ledger:
     def _add(self, number: int) -> int:
         """Adds to the number of pushes of all ranks and returns what it was."""
         before = np.empty(1, np.int64)
-        with self._epoch():
-            self._window.Fetch_and_op([np.array([number]), COUNT], [before, COUNT], 0, 0, MPI.SUM)
+        self._open()
+        self._window.Fetch_and_op([np.array([number]), COUNT], [before, COUNT], 0)
+        self._window.Unlock(0)
         return int(before[0])
 
-    @contextmanager
-    def _epoch(self) -> Iterator[None]:
-        # The pushes are counted atomically, and every other number has one rank that writes it: no lock.
+    def _open(self) -> None:
+        # No lock: the pushes are counted atomically, and every other number has one rank that writes it.
         self._window.Lock(0, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
-        try:
-            yield
-        finally:
-            self._window.Unlock(0)

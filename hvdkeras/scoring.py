@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def prepare_device() -> None:
 
     from hvdkeras.launch import gpu
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     task = TaskContext.get()
     given = task.resources().get("gpu")
     # Workers without a GPU of their own from Spark take those of the host in turn.

@@ -27,6 +27,7 @@ from hvdkeras.parts import Part, Report, block_rows, check_reports, write_part
 from hvdkeras.store import normalized, open_filesystem
 
 if TYPE_CHECKING:
+    from pyarrow import dataset
     from pyspark.sql import DataFrame
 
 logger = logging.getLogger("hvdkeras")
@@ -128,6 +129,24 @@ def write_arrays(
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)], store is None)
 
 
+def open_parquet(path: str | os.PathLike | Sequence[str]) -> dataset.Dataset:
+    """Opens Parquet data as `write_parquet` takes it.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from pyarrow import dataset
+
+    try:
+        if isinstance(path, str | os.PathLike):
+            system, source = open_filesystem(normalized(path))
+        else:
+            system, source = None, list(path)
+        return dataset.dataset(source, format="parquet", partitioning="hive", filesystem=system)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ValueError(f"path must name Parquet data. Received: {path!r} ({error})") from error
+
+
 def write_parquet(
     path: str | os.PathLike | Sequence[str],
     columns: Sequence[Column],
@@ -143,16 +162,7 @@ def write_parquet(
 
     Returns and raises as `write_dataframe`.
     """
-    from pyarrow import dataset
-
-    try:
-        if isinstance(path, str | os.PathLike):
-            system, source = open_filesystem(normalized(path))
-        else:
-            system, source = None, list(path)
-        data = dataset.dataset(source, format="parquet", partitioning="hive", filesystem=system)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ValueError(f"path must name Parquet data. Received: {path!r} ({error})") from error
+    data = open_parquet(path)
     check_names(columns, data.schema.names)
     distinct = tuple(dict.fromkeys(columns))
     for column in distinct:

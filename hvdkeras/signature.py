@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from hvdkeras.columns import Column
 
 
 def columns(
-    model: Any, loss: Any, features_col: str | Sequence[str], label_col: str | Sequence[str]
+    model: Any,
+    loss: Any,
+    features_col: str | Sequence[str],
+    label_col: str | Sequence[str],
+    scalars: Container[str] = (),
 ) -> tuple[Column, ...]:
     """Returns the columns that a training reads: one for each input, then one for each output.
 
@@ -18,6 +22,8 @@ def columns(
         loss: a Keras loss, its name or a function; for several outputs a list, or a dict by output name.
         features_col: a column's name for each of the model's inputs, in their order.
         label_col: a column's name for each of the model's outputs, in their order.
+        scalars: names of the data's columns that hold one number a row. A loss of the user's own may take
+            class numbers or vectors of the output's shape: what the data has decides.
 
     Raises:
         ValueError: if the model has no known inputs, a loss is unknown, or the numbers of columns and of
@@ -47,7 +53,7 @@ def columns(
         for name, tensor in zip(features, inputs, strict=True)
     ]
     label_columns = [
-        _label_column(name, tensor, output_loss)
+        _label_column(name, tensor, output_loss, name in scalars)
         for name, tensor, output_loss in zip(labels, outputs, _losses(model, loss), strict=True)
     ]
     return (*features_columns, *label_columns)
@@ -103,7 +109,7 @@ def _losses(model: Any, loss: Any) -> list[Any]:
         ) from error
 
 
-def _label_column(name: str, output: Any, loss: Any) -> Column:
+def _label_column(name: str, output: Any, loss: Any, is_scalar: bool) -> Column:
     """What an output with this loss asks of its label column."""
     from keras import losses
 
@@ -121,7 +127,15 @@ def _label_column(name: str, output: Any, loss: Any) -> Column:
         return Column(name, shape[:-1], "int32", classes=shape[-1])
     if _is_one_of(loss, categorical):
         return Column(name, shape, "float32", classes=shape[-1], one_hot=True)
+    if is_scalar and _is_the_users_own(loss) and shape != (1,):
+        return Column(name, (), "float32")
     return Column(name, shape, "float32")
+
+
+def _is_the_users_own(loss: Any) -> bool:
+    function = getattr(loss, "fn", loss)
+    defined = function if hasattr(function, "__module__") else type(function)
+    return not defined.__module__.startswith("keras.")
 
 
 def _is_one_of(loss: Any, known: tuple[Any, ...]) -> bool:

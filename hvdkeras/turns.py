@@ -88,8 +88,8 @@ class Turns:
         host, place = self._locks[index]
         if elapsed > self._timeout:
             raise TimeoutError(
-                f"rank {self._rank} waited {self._timeout:g} s for chunk {index} of the center at rank {host}: "
-                f"turn {self._served[0]} does not end, this rank has turn {self._ticket[0]}"
+                f"rank {self._rank} waited {self._timeout:g} s for chunk {index} of the center, rank {host}: "
+                f"turn {self._served[0]} does not end, this is turn {self._ticket[0]}"
             )
         # Short waits stay short, and long ones don't take the core from a rank that computes.
         time.sleep(min(0.001, elapsed / 10))

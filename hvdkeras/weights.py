@@ -58,6 +58,15 @@ class FlatWeights:
             self._write(np.ascontiguousarray(vector, np.float32))
 
 
+def assign(variables: Sequence[Any], vector: np.ndarray) -> None:
+    """Sets variables from a vector once; what `FlatWeights.write` does often, without compiling it."""
+    bounds = np.cumsum([0, *(int(np.prod(variable.shape)) for variable in variables)])
+    if vector.shape != (bounds[-1],):
+        raise ValueError(f"vector must have the shape ({bounds[-1]},). Received: {vector.shape}")
+    for variable, start, end in zip(variables, bounds, bounds[1:], strict=False):
+        variable.assign(vector[start:end].reshape(variable.shape))
+
+
 def averaged_variables(model: Any) -> list[Any]:
     """Returns the variables that ranks average at the end, such as batch normalisation's statistics.
 

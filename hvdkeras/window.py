@@ -54,8 +54,8 @@ class WindowCenter:
     Raises:
         OSError: The host has not enough shared memory.
         RuntimeError: The ranks are on several hosts and MPI has no MPI_THREAD_MULTIPLE.
-        TimeoutError: The other ranks do nothing for `timeout` seconds. MPI has no way to give up waiting for
-            a lock: when one does not come, the error goes to `threading.excepthook` and the job is ended.
+        TimeoutError: The other ranks do nothing for `timeout` seconds. Where a call of MPI itself does not
+            return in that time, the error goes to `threading.excepthook` and the job is ended.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class WindowCenter:
         self._chunks = allocate(self._comm, self._length, self._parts, sharded)
         self._turns = Turns(self._comm, [chunk.host for chunk in self._chunks], timeout)
         self._ledger = Ledger(self._comm)
-        # On one host a block stays in the cache from Get to Put; between hosts each turn is a round trip.
+        # On one host a block stays in the cache from Get to Put; between hosts each step is a round trip.
         self._piece = min(BLOCK, self._length) if one_host else self._chunks[0].stop
         self._held = np.empty((self._parts, self._piece), np.float32)
         self._verbs = self._waiting = 0.0
@@ -101,7 +101,7 @@ class WindowCenter:
         """What this rank has done so far.
 
         `exchanges` (pushes are some too); `staleness_mean` and `staleness_max` over them, in pushes of other
-        ranks since this rank last looked at the center; `seconds_waiting` for locks and for other ranks to
+        ranks since this rank last looked at the center; `seconds_waiting` for turns and for other ranks to
         finish; `seconds_communication`, the rest of the time in the verbs, for copies and the rule.
         """
         waiting = self._waiting + self._turns.seconds_waiting
@@ -172,7 +172,7 @@ class WindowCenter:
 
     def staleness(self) -> int:
         """Counts the pushes and exchanges of other ranks since this rank's last exchange or pull."""
-        with self._verb("staleness"):
+        with self._verb("count"):
             return self._ledger.staleness()
 
     def finish(self) -> None:
@@ -188,7 +188,7 @@ class WindowCenter:
             before = self._ledger.state()
             while not before[1:].all():
                 time.sleep(min(PATIENCE, (time.perf_counter() - begin) / 10))
-                self._attendant.note("finish")
+                self._attendant.note(self._doing)
                 state = self._ledger.state()
                 if (state != before).any():
                     before, moved = state, time.perf_counter()
@@ -221,7 +221,7 @@ class WindowCenter:
         vectors: Sequence[np.ndarray],
         out: np.ndarray,
     ) -> None:
-        """Gets a piece of a locked chunk, applies the rule block by block, and puts the piece back."""
+        """Gets a piece of an open chunk, applies the rule block by block, and puts the piece back."""
         window, held = chunk.window, self._held[:, : piece.stop - piece.start]
         # The piece before this one must have left the buffer.
         window.Flush_local(chunk.host)
@@ -249,7 +249,8 @@ class WindowCenter:
         if self._freed:
             raise RuntimeError("the center was freed")
         begin = time.perf_counter()
-        self._attendant.note(name)
+        self._doing = f"the counters at rank 0, to {name}"
+        self._attendant.note(self._doing)
         try:
             yield
         finally:

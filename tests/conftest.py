@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+
 from hvdkeras.launch import driver
 
 # Kept by their parents from one launch to the next: Spark's idle workers, multiprocessing's bookkeeper.

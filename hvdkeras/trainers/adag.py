@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,8 @@ class ADAG(DOWNPOUR):
         https://github.com/JoeriHermans/master-thesis), 2017; also Hermans, Spanakis, Möckel,
         [Accumulated Gradient Normalization](https://arxiv.org/abs/1710.02368), 2017.
     """
+
+    longest_stable_window = math.inf
 
     def __init__(self, keras_model: Any, *, communication_window: int = 12, **arguments: Any) -> None:
         super().__init__(keras_model, communication_window=communication_window, **arguments)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hvdkeras.trainers.trainer import Trainer, require_positive
+
+logger = logging.getLogger("hvdkeras")
 
 
 def downpour(local: np.ndarray, center: np.ndarray, pulled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +88,22 @@ class DOWNPOUR(Trainer):
 
     synchronous = False
 
+    longest_stable_window: float = 15
+    """Beyond it a training with several workers warns."""
+
     def __init__(self, keras_model: Any, *, communication_window: int = 5, **arguments: Any) -> None:
         super().__init__(keras_model, **arguments)
         self.communication_window = require_positive("communication_window", communication_window, int)
+
+    def check(self, num_workers: int) -> None:
+        super().check(num_workers)
+        if num_workers > 1 and self.communication_window > self.longest_stable_window:
+            logger.warning(
+                "communication_window should be at most %d: beyond it DOWNPOUR degraded or diverged in Zhang "
+                "et al. 2015, section 5 (https://arxiv.org/abs/1412.6651), and EASGD did not. Received: %d",
+                self.longest_stable_window,
+                self.communication_window,
+            )
 
     def begin(self, center: np.ndarray) -> np.ndarray:
         return center
@@ -116,6 +133,7 @@ class AdaptiveDOWNPOUR(DOWNPOUR):
     """
 
     center_slots = 1
+    longest_stable_window = math.inf
 
     def __init__(
         self, keras_model: Any, *, server_learning_rate: float = 0.01, epsilon: float = 1e-7, **arguments: Any

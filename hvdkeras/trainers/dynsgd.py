@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -43,6 +44,8 @@ class DynSGD(DOWNPOUR):
         Jiang, Cui, Zhang, Yu, [Heterogeneity-aware Distributed Parameter Servers](
         https://doi.org/10.1145/3035918.3035933), 2017.
     """
+
+    longest_stable_window = math.inf
 
     def exchange(
         self, local: np.ndarray, center: Any, state: np.ndarray, steps: int

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hvdkeras import signature, weights, worker
+from hvdkeras import signature, sources, weights, worker
 from hvdkeras.estimator import TunableEstimator, require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
-from hvdkeras.shards import Shards, write_arrays, write_dataframe, write_parquet
+from hvdkeras.shards import Shards
 
 logger = logging.getLogger("hvdkeras")
 
@@ -174,9 +173,10 @@ class Trainer(TunableEstimator):
         num_workers, job = self._num_workers(), environment.job()
         self.check(num_workers)
         self._check_model()
-        launch = spark.run if _is_dataframe(data) else local.run
+        launch = spark.run if sources.is_dataframe(data) else local.run
         with self._shards(data) as shards:
             shards.check_rows(num_workers)
+            self._check_window(shards.rows, num_workers)
             results = launch(
                 worker.run,
                 (self.work, self, shards, shuffle, num_workers),
@@ -243,7 +243,7 @@ class Trainer(TunableEstimator):
         return state
 
     def _objects(self) -> dict[str, Any]:
-        """The custom objects given, and those registered with Keras: registration is a thing of one process."""
+        """The custom objects given, and those registered with Keras, of which other processes don't know."""
         import keras
 
         return {**keras.saving.get_custom_objects(), **self.custom_objects}
@@ -274,31 +274,33 @@ class Trainer(TunableEstimator):
                 f"{type(error).__name__}: {reason}"
             ) from error
 
+    def _check_window(self, rows: int, num_workers: int) -> None:
+        """Warns where the window that was asked for can't be had."""
+        steps = -(-rows // (num_workers * self.batch_size))
+        if self.synchronous is not None and (self.communication_window or 0) > steps:
+            logger.warning(
+                "communication_window should be at most the %d batches of an epoch: a window ends with its "
+                "epoch. Received: %d",
+                steps,
+                self.communication_window,
+            )
+
     @contextlib.contextmanager
     def _shards(self, data: Any) -> Iterator[Shards]:
         """The data laid out for the ranks, and removed at the end if it was laid out here."""
-        columns = signature.columns(self.keras_model, self.loss, self.features_col, self.label_col)
+        if sources.is_dataframe(data) and environment.job():
+            raise ValueError(
+                "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
+                "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
+            )
+        columns = signature.columns(
+            self.keras_model, self.loss, self.features_col, self.label_col, sources.scalar_columns(data)
+        )
         if isinstance(data, Shards):
             data.check_columns(columns)
             yield data
             return
-        if _is_dataframe(data):
-            if environment.job():
-                raise ValueError(
-                    "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
-                    "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
-                )
-            write = write_dataframe
-        elif isinstance(data, str | os.PathLike):
-            write = write_parquet
-        elif isinstance(data, Mapping):
-            write = write_arrays
-        else:
-            raise ValueError(
-                "data must be a Spark DataFrame, a dict of NumPy arrays by column name, the path of Parquet "
-                f"files, or Shards. Received: {type(data).__name__}"
-            )
-        shards = local.once(write, data, columns, self.store)
+        shards = local.once(sources.write, data, columns, self.store)
         try:
             yield shards
         finally:
@@ -312,11 +314,7 @@ class Trainer(TunableEstimator):
         models = []
         for trainable, other in zip(result.trainable, result.other, strict=True):
             model = self.compiled_model()
-            weights.FlatWeights(model.trainable_variables).write(trainable)
-            weights.FlatWeights(weights.averaged_variables(model)).write(other)
+            weights.assign(model.trainable_variables, trainable)
+            weights.assign(weights.averaged_variables(model), other)
             models.append(model)
         return models
-
-
-def _is_dataframe(data: Any) -> bool:
-    return hasattr(data, "sparkSession")

@@ -1,11 +1,17 @@
 """Two hosts, ranks on both, and a Spark standalone cluster over them."""
 
+import pickle
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hosts as two
 import pytest
+
 import ranks
+
+DRIVE = Path(__file__).with_name("drive.py")
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +26,10 @@ def hosts() -> Iterator[two.Hosts]:
 
 @pytest.fixture
 def on_hosts(hosts: two.Hosts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list]:
-    """`on_hosts(ranks_each, fn, *args)` calls `fn(*args)` on as many ranks of each of the two hosts."""
+    """`on_hosts(ranks_each, fn, *args)` calls `fn(*args)` on as many ranks of each of the two hosts.
+
+    The results come by rank; the first half is alpha's. Keyword arguments and errors are as in `ranks.run`.
+    """
 
     def run(ranks_each: int, fn: Callable[..., Any], *args: Any, **options: Any) -> list:
         return ranks.run(
@@ -30,7 +39,39 @@ def on_hosts(hosts: two.Hosts, tmp_path_factory: pytest.TempPathFactory) -> Call
             args,
             mpi_args=hosts.mpi_args(ranks_each),
             prefix=hosts.entered(0, []),
-            **{**options, "env": {"HVDKERAS_TEST_DOORS": str(hosts.folder), **options.get("env", {})}},
+            **{**options, "env": {**hosts.environment, **options.get("env", {})}},
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def spark_cluster(hosts: two.Hosts) -> two.Hosts:
+    """The two hosts with a Spark standalone master on alpha and a worker of two cores on each."""
+    hosts.start_spark()
+    return hosts
+
+
+@pytest.fixture
+def on_driver(spark_cluster: two.Hosts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`on_driver(fn, *args)` calls `fn(session, *args)` in a Spark driver on alpha and returns the result.
+
+    `fn` may be a function of the test's own module. What it raises comes as an AssertionError with the
+    driver's output. `timeout` is the seconds for all, default 240.
+    """
+
+    def run(fn: Callable[..., Any], *args: Any, timeout: float = 240.0) -> Any:
+        folder = tmp_path_factory.mktemp("driver")
+        ranks.pack(folder / "call", fn, args)
+        program = [sys.executable, str(DRIVE), str(folder), two.ADDRESSES[0]]
+        returncode = ranks.finish(
+            spark_cluster.entered(0, program), spark_cluster.environment, folder / "output", timeout
+        )
+        output = (folder / "output").read_text(errors="replace")
+        if returncode != 0:
+            error = folder / "error"
+            told = error.read_text() if error.exists() else ""
+            raise AssertionError(f"the driver ended with {returncode}\n{told}\n--- output\n{output[-6000:]}")
+        return pickle.loads((folder / "result").read_bytes())
 
     return run

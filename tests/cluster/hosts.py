@@ -63,13 +63,14 @@ class Hosts:
     """Two running hosts, `alpha` and `beta`, at 10.77.0.1 and 10.77.0.2 on eth0. Use as a context manager.
 
     Args:
-        shared_memory: Size of each /dev/shm.
+        shared_memory: Size of each /dev/shm; by default what a container has.
     """
 
-    def __init__(self, shared_memory: str = "1g"):
+    def __init__(self, shared_memory: str = "64m"):
         self.shared_memory = shared_memory
         self.networks = [f"hvdkeras-{os.getpid()}-{name}" for name in NAMES]
         self.roots: list[subprocess.Popen] = []
+        self.services: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Hosts":
         self.folder = Path(tempfile.mkdtemp(prefix="hvdkeras-hosts-"))
@@ -84,13 +85,25 @@ class Hosts:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for root in self.roots:
-            # The first process of the host goes with it (--kill-child), and with that one all others.
-            root.kill()
-            root.wait()
+        # With a root the first process of its host is killed (--kill-child), and with that one all others.
+        for process in [*self.roots, *self.services]:
+            process.kill()
+            process.wait()
         for network in self.networks:
             subprocess.run([which("ip"), "netns", "delete", network], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(self.folder)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for what is started on the hosts."""
+        return {"HVDKERAS_TEST_DOORS": str(self.folder), "PYSPARK_PYTHON": sys.executable}
+
+    def start_spark(self) -> None:
+        """Starts a Spark standalone master on alpha, and a worker of two cores on each host."""
+        master = f"spark://{ADDRESSES[0]}:7077"
+        self._start_service(0, "master", "--port", "7077")
+        for index in range(2):
+            self._start_service(index, "worker", "--cores", "2", "--memory", "2g", master)
 
     def entered(self, index: int, command: Sequence[str]) -> list[str]:
         """The command that runs `command` on host 0 or 1."""
@@ -124,9 +137,23 @@ class Hosts:
         parameters = [str(self.folder), name, self.shared_memory, sys.executable, str(DOOR)]
         first = ["sh", "-c", FIRST, "sh", *parameters]
         command = [which("ip"), "netns", "exec", self.networks[index], *unshare, *first]
-        doors = {"HVDKERAS_TEST_DOORS": str(self.folder)}
-        root = subprocess.Popen(command, env={**os.environ, **environment.variables(), **doors})
+        root = subprocess.Popen(command, env={**os.environ, **environment.variables(), **self.environment})
         self.roots.append(root)
         wait_for((self.folder / name).exists, f"host {name} to start", 20)
         (child,) = Path(f"/proc/{root.pid}/task/{root.pid}/children").read_text().split()
         return int(child)
+
+    def _start_service(self, index: int, name: str, *words: str) -> None:
+        """Starts Spark's master or worker on a host; its log is in the hosts' folder."""
+        program = [str(Path(sys.executable).with_name("spark-class"))]
+        program += [f"org.apache.spark.deploy.{name}.{name.capitalize()}", "--host", ADDRESSES[index]]
+        own = {"SPARK_LOCAL_IP": ADDRESSES[index], "SPARK_WORKER_DIR": str(self.folder / f"work-{index}")}
+        with open(self.folder / f"{name}-{index}.log", "wb") as log:
+            service = subprocess.Popen(
+                self.entered(index, [*program, "--webui-port", "0", *words]),
+                env={**os.environ, **environment.variables(), **self.environment, **own},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.services.append(service)
+        wait_for(lambda: b"Starting Spark" in Path(log.name).read_bytes(), f"Spark's {name}", 60)

@@ -1,9 +1,13 @@
 """The center in windows between hosts, over TCP: what holds on one host must hold here."""
 
+import re
 import socket
+import time
 
 import numpy as np
 import pytest
+
+from ranks import RanksFailed
 
 pytestmark = pytest.mark.cluster
 
@@ -23,16 +27,100 @@ def sums(length, pushes, sharded):
     pulled = center.pull()
     telemetry = center.telemetry
     center.free()
-    return socket.gethostname(), neighbours, pulled.min(), pulled.max(), telemetry
+    return socket.gethostname(), neighbours, pulled.min(), pulled.max(), telemetry["exchanges"]
 
 
 @pytest.mark.parametrize(
-    ("length", "pushes", "sharded"), [(1, 20, False), (2_000_000, 5, False), (2_000_000, 5, True)]
+    ("length", "pushes", "sharded"),
+    [(1, 20, False), (2_000_000, 5, False), (2_000_000, 5, True), (25_000_000, 1, False)],
 )
 def test_no_push_is_lost(on_hosts, length, pushes, sharded):
+    # The last one is larger than a container's /dev/shm, which these hosts have too.
     results = on_hosts(2, sums, length, pushes, sharded)
-    assert sorted(name for name, *_ in results) == ["alpha", "alpha", "beta", "beta"]
-    for _, neighbours, low, high, telemetry in results:
+    assert [name for name, *_ in results] == ["alpha", "alpha", "beta", "beta"]
+    for _, neighbours, low, high, exchanges in results:
         assert neighbours == 2
         assert low == high == 4 * pushes
-        assert telemetry["exchanges"] == pushes
+        assert exchanges == pushes
+
+
+def tickets_and_reads(length, exchanges):
+    """Two ranks draw numbered tickets by exchanges, the others read; chunks may not be torn."""
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
+    local, drawn, torn = np.zeros(length, np.float32), [], 0
+    for _ in range(exchanges):
+        if comm.rank in (0, comm.size - 1):
+            local = center.exchange(lambda x, c: (c, np.ones_like(c)), local)
+            drawn.append([local[chunk.start] for chunk in center._chunks])
+        else:
+            center.pull(out=local)
+        torn += sum(local[chunk.elements].min() != local[chunk.elements].max() for chunk in center._chunks)
+    center.finish()
+    center.free()
+    return drawn, torn
+
+
+def test_exchanges_come_one_after_the_other_and_reads_are_not_torn(on_hosts):
+    exchanges = 20
+    results = on_hosts(2, tickets_and_reads, 1_000_000, exchanges)
+    every = np.concatenate([np.array(drawn) for drawn, _ in results if drawn])
+    for chunk in every.T:
+        assert sorted(chunk) == list(range(2 * exchanges))
+    assert [torn for _, torn in results] == [0, 0, 0, 0]
+
+
+def turns_in(seconds, length, work):
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
+    local = np.ones(length, np.float32)
+    comm.Barrier()
+    begin, turns = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        time.sleep(work)
+        center.exchange(lambda x, c: (x, x), local, out=local)
+        turns += 1
+    center.finish()
+    center.free()
+    return turns
+
+
+@pytest.mark.parametrize("length", [1000, 2_500_000])
+def test_no_rank_gets_under_half_of_another(on_hosts, length):
+    # With nothing to do in between, the way over the network alone would decide.
+    turns = on_hosts(2, turns_in, 4.0, length, 0.1)
+    assert min(turns) >= max(turns) / 2, turns
+
+
+def stopped(length):
+    """Rank 0, which holds the center, is stopped; the others are inside MPI, waiting for its answer."""
+    import os
+    import signal
+
+    from mpi4py import MPI
+
+    from hvdkeras.window import WindowCenter
+
+    center = WindowCenter(MPI.COMM_WORLD, np.zeros(length, np.float32), timeout=2.0)
+    if MPI.COMM_WORLD.rank == 0:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    for _ in range(1_000_000):
+        center.push(np.ones(length, np.float32))
+
+
+def test_a_host_that_does_not_answer_ends_the_job(on_hosts):
+    begin = time.perf_counter()
+    with pytest.raises(RanksFailed) as failed:
+        on_hosts(1, stopped, 10, timeout=60)
+    assert time.perf_counter() - begin < 20
+    assert failed.value.returncode is not None
+    assert re.search(r"TimeoutError: rank 1 waited 2.4 s for .* at rank 0", failed.value.output)

@@ -116,7 +116,7 @@ def test_diloco_equals_its_recursion(on_ranks, shards, rate, momentum):
 
 
 def alone(shards: Shards, window: int, rule: Callable) -> np.ndarray:
-    """One worker and its center: `rule(local, center, pulled, steps)` returns the worker's and the center's."""
+    """One worker and its center: `rule(local, center, pulled, steps)` returns both anew."""
     center = local = pulled = START.astype(np.float64)
     for batches in windows(shards, 0, 1, window):
         local, center = rule(descend(local, batches), center, pulled, len(batches))

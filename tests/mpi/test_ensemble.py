@@ -17,8 +17,8 @@ def two_outputs():
 
     inputs = keras.Input((4,), name="features")
     hidden = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(inputs))
-    outputs = [keras.layers.Dense(2, "softmax", name="kind")(hidden), keras.layers.Dense(1, name="sum")(hidden)]
-    return keras.Model(inputs, outputs)
+    kind = keras.layers.Dense(2, "softmax", name="kind")(hidden)
+    return keras.Model(inputs, [kind, keras.layers.Dense(1, name="sum")(hidden)])
 
 
 def train(arguments: dict) -> dict:
@@ -56,7 +56,9 @@ def train(arguments: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("arguments", [{"num_models": 3, "num_workers": 2}, {"num_models": 2, "partition": False}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_models": 3, "num_workers": 2}, {"num_models": 2, "partition": False}]
+)
 def test_members_differ_and_their_mean_is_the_merged_model(on_ranks, arguments):
     for result in on_ranks(2, train, arguments):
         members = result["members"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hvdkeras.columns import Column
 from hvdkeras.rows import Rows
 from hvdkeras.shards import Shards, write_arrays
@@ -64,9 +65,10 @@ def joined(optimizer: str, size: int, accumulation: int, shards: Shards) -> list
         for start in range(0, len(steps), accumulation):
             group = steps[start : start + accumulation]
             features, labels = (np.concatenate([batch[i] for s in group for batch in s]) for i in range(2))
-            # Batches of a group count alike, whatever their number of rows.
-            weight = np.concatenate([np.full(sum(len(b[0]) for b in s), 1 / sum(len(b[0]) for b in s)) for s in group])
-            one.train_on_batch(features, labels, sample_weight=weight * len(weight) / len(group))
+            # Steps of a group count alike, whatever their number of rows.
+            rows = [sum(len(batch[0]) for batch in step) for step in group]
+            weight = np.repeat(sum(rows) / len(rows) / np.array(rows), rows)
+            one.train_on_batch(features, labels, sample_weight=weight)
     return one.get_weights()
 
 
@@ -98,8 +100,9 @@ def test_half_precision_keeps_the_ranks_equal(on_ranks, shards):
 
 def sum_through_horovod(compression: str | None) -> np.ndarray:
     import tensorflow as tf
-    from hvdkeras.gradients import over_horovod
     from mpi4py import MPI
+
+    from hvdkeras.gradients import over_horovod
 
     total = tf.function(over_horovod(MPI.COMM_WORLD, compression))
     return total(tf.constant([1.0, 2.0, 3.0]) * (1.0 + MPI.COMM_WORLD.rank)).numpy()

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+
 from hvdkeras.launch import environment, gpu, local, rank
 from hvdkeras.launch.driver import MARK
 from hvdkeras.launch.failure import TrainingError

@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+
 from hvdkeras.launch import cluster, environment, rank
 from hvdkeras.launch import spark as launch
 from hvdkeras.launch.driver import MARK

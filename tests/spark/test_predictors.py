@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
@@ -211,18 +212,26 @@ def test_bad_input_is_refused_on_the_driver(keras, data, model):
 
 def test_a_worker_loads_a_model_once(spark, data, model):
     predictor = ModelPredictor(model, "array")
+    key = predictor._ship(spark.sparkContext)[0]
 
-    def kept():
-        key = predictor._ship(spark.sparkContext)[0]
-        found = spark.sparkContext.parallelize(range(8), 8).map(
-            lambda _: (os.getpid(), id(scoring._models.get(key)))
-        )
-        return dict(found.collect())
+    # A UDF, for Spark has other workers for RDDs.
+    @functions.pandas_udf("string")
+    def kept(ids: pd.Series) -> pd.Series:
+        loaded = scoring._models.get(key)
+        return pd.Series([loaded and f"{os.getpid()} {id(loaded)}"] * len(ids))
+
+    def loaded():
+        rows = spark.range(0, 8, 1, 8).select(kept("id").alias("kept")).collect()
+        return {row.kept for row in rows} - {None}
 
     predictor.transform(data).collect()
-    before = kept()
-    predictor.copy({predictor.batch_size: 3}).transform(data).collect()
-    assert before == kept()
+    before = loaded()
+    assert before
+    for _ in range(3):
+        predictor.copy({predictor.batch_size: 3}).transform(data).collect()
+    after = loaded()
+    pids = [place.split()[0] for place in before | after]
+    assert len(pids) == len(set(pids)), (before, after)
 
 
 def test_custom_objects(keras, data, values):
@@ -290,8 +299,6 @@ def test_all_stages_and_a_pipeline_in_a_fresh_process(spark, data, model, tmp_pa
     ]
     pipeline = Pipeline(stages=stages).fit(data)
     pipeline.save(str(tmp_path / "pipeline"))
-    for number, stage in enumerate(pipeline.stages):
-        stage.save(str(tmp_path / f"stage{number}"))
     data.write.parquet(str(tmp_path / "data"))
     wanted = pipeline.transform(data)
     script = """
@@ -307,7 +314,7 @@ pipeline = PipelineModel.load(folder + "/pipeline")
 pipeline.transform(data).write.parquet(folder + "/whole")
 alone = data
 for number, stage in enumerate(pipeline.stages):
-    alone = type(stage).load(f"{folder}/stage{number}").transform(alone)
+    alone = type(stage).load(f"{folder}/pipeline/stages/{number}_{stage.uid}").transform(alone)
 alone.write.parquet(folder + "/alone")
 assert "tensorflow" not in sys.modules, "the driver loaded TensorFlow"
 """

@@ -7,6 +7,7 @@ import threading
 from multiprocessing import AuthenticationError
 
 import pytest
+
 from hvdkeras.launch import cluster, doctor, driver, local, spark
 from hvdkeras.launch.cli import main
 from hvdkeras.launch.rank import Driver

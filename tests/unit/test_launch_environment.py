@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from hvdkeras.launch import environment
 
 

@@ -4,6 +4,7 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+
 from hvdkeras.launch.failure import TrainingError, explain
 from hvdkeras.launch.output import Death, Output, find_death
 from hvdkeras.launch.report import Failure

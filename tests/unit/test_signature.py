@@ -9,6 +9,11 @@ def classifier(classes: int = 10) -> keras.Model:
     return keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(classes)])
 
 
+class OwnLoss(keras.losses.Loss):
+    def call(self, truth, predicted):
+        return keras.losses.sparse_categorical_crossentropy(truth, predicted)
+
+
 def two_by_two() -> keras.Model:
     a, b = keras.Input((3,), name="a"), keras.Input((2,), dtype="int32", name="b")
     joined = keras.layers.Concatenate()([a, keras.layers.Rescaling(1.0)(b)])
@@ -43,6 +48,16 @@ def test_categorical_losses_take_one_hot_rows(loss):
 
 def test_other_losses_take_the_outputs_shape():
     assert columns(classifier(1), "mse", "image", "y")[1] == Column("y", (1,), "float32")
+
+
+def test_the_users_own_loss_takes_what_the_data_has():
+    def loss(truth, predicted):
+        return keras.losses.sparse_categorical_crossentropy(truth, predicted)
+
+    for own in (loss, OwnLoss()):
+        assert columns(classifier(), own, "x", "y", scalars={"y"})[1] == Column("y", (), "float32")
+        assert columns(classifier(), own, "x", "y")[1] == Column("y", (10,), "float32")
+    assert columns(classifier(), "mse", "x", "y", scalars={"y"})[1] == Column("y", (10,), "float32")
 
 
 def test_several_inputs_and_outputs():

@@ -55,6 +55,22 @@ def test_asynchronous_easgd_that_overshoots_is_refused():
         trainer.train(DATA)
 
 
+@pytest.mark.parametrize(("window", "workers", "warned"), [(16, 2, True), (15, 2, False), (16, 1, False)])
+def test_downpour_warns_of_windows_at_which_its_paper_saw_divergence(caplog, window, workers, warned):
+    trainer = hvdkeras.DOWNPOUR(model(), loss="mse", communication_window=window)
+    trainer.check(workers)
+    assert ("Received: 16" in caplog.text) == warned
+    assert ("1412.6651" in caplog.text) == warned
+
+
+def test_a_window_longer_than_an_epoch_is_warned_of(caplog):
+    trainer = hvdkeras.EASGD(model(), loss="mse", communication_window=5, batch_size=4)
+    trainer._check_window(rows=40, num_workers=2)
+    assert caplog.text == ""
+    trainer._check_window(rows=32, num_workers=2)
+    assert "at most the 4 batches of an epoch" in caplog.text
+
+
 def test_momentum_workers_take_no_other_optimizer():
     with pytest.raises(ValueError, match="worker_optimizer must be left out.*'adam'"):
         hvdkeras.EAMSGD(model(), worker_optimizer="adam")

@@ -6,6 +6,7 @@ import pytest
 
 from hvdkeras.weights import (
     FlatWeights,
+    assign,
     averaged_variables,
     compile_arguments,
     model_from_bytes,
@@ -47,6 +48,13 @@ def test_a_vector_that_was_read_stays_when_the_variables_change(model):
     values = before.copy()
     weights.write(before + 1)
     np.testing.assert_array_equal(before, values)
+
+
+def test_assign_is_write(model):
+    assign(model.trainable_variables, np.arange(12, dtype=np.float32))
+    np.testing.assert_array_equal(FlatWeights(model.trainable_variables).read(), np.arange(12))
+    with pytest.raises(ValueError, match=r"shape \(12,\). Received: \(13,\)"):
+        assign(model.trainable_variables, np.zeros(13, np.float32))
 
 
 def test_wrong_length_is_refused(model):

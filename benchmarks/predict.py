@@ -1,0 +1,239 @@
+"""What ModelPredictor costs: rows a second on Spark against Keras alone, and the memory of a Python worker.
+
+The model is an MLP 784-256-128-10, the rows come from Parquet files, Spark has two slots.
+
+1. `ModelPredictor.transform`, written to nowhere, on features as arrays of floats and as vectors of doubles,
+   against `model.predict` of the same rows in memory at Keras's batch size of 32 and at the predictor's.
+   All of Spark is counted: reading, the way to Python and back, and keeping the other columns.
+2. The same against one row a call on Spark, as dist-keras (`predict`) and Horovod (`predict_on_batch`) do it,
+   measured on a few rows.
+3. The highest resident memory of a Python worker after a partition of a tenth of the rows and after one of
+   all rows.
+
+Everything is measured in alternation in one run; the table has medians.
+
+    python benchmarks/predict.py
+    python benchmarks/predict.py --rows 50000 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WIDTH, CLASSES, FILES = 784, 10, 8
+
+
+def make_model() -> Any:
+    import keras
+
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((WIDTH,)),
+            layers.Dense(256, "relu"),
+            layers.Dense(128, "relu"),
+            layers.Dense(CLASSES, "softmax"),
+        ]
+    )
+
+
+def make_images(rows: int) -> np.ndarray:
+    """Images like handwritten digits: four of five values are 0, the others multiples of 1/255."""
+    random = np.random.default_rng(0)
+    images = np.empty((rows, WIDTH), np.float32)
+    for part in np.array_split(images, FILES):
+        pixels = random.integers(0, 256, part.shape, np.uint8)
+        pixels[random.random(part.shape, np.float32) < 0.8] = 0
+        np.divide(pixels, np.float32(255), out=part)
+    return images
+
+
+def write(images: np.ndarray, folder: str) -> None:
+    os.makedirs(folder)
+    first = 0
+    for number, part in enumerate(np.array_split(images, FILES)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), WIDTH).cast(pa.list_(pa.float32()))
+        ids = np.arange(first, first + len(part))
+        pq.write_table(pa.table({"id": ids, "features": lists}), f"{folder}/{number}.parquet")
+        first += len(part)
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, of Spark and of its Python workers so far."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [own, *own.children(recursive=True)])
+
+
+def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and processor seconds of each; a first round warms up and is not counted."""
+    measured = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            started, cpu = time.perf_counter(), cpu_seconds()
+            run()
+            measured[name].append((time.perf_counter() - started, cpu_seconds() - cpu))
+    return {
+        name: tuple(statistics.median(kind) for kind in zip(*every[1:], strict=True))
+        for name, every in measured.items()
+    }
+
+
+def nowhere(frame: Any) -> None:
+    frame.write.format("noop").mode("overwrite").save()
+
+
+def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, rounds: int) -> dict[str, float]:
+    from hvdkeras.predictors import ModelPredictor
+
+    predictor = ModelPredictor(model)
+    arrays, vectors = (spark.read.parquet(f"{folder}/{kind}") for kind in ("arrays", "vectors"))
+    batch = predictor.getOrDefault("batch_size")
+    medians = alternate(
+        {
+            "reading arrays alone": lambda: nowhere(arrays),
+            "ModelPredictor, arrays": lambda: nowhere(predictor.transform(arrays)),
+            "ModelPredictor, vectors": lambda: nowhere(predictor.transform(vectors)),
+            "model.predict, batch 32": lambda: model.predict(images, verbose=0),
+            f"model.predict, batch {batch}": lambda: model.predict(images, batch_size=batch, verbose=0),
+        },
+        rounds,
+    )
+    rates = {name: len(images) / seconds for name, (seconds, _) in medians.items()}
+    print(f"predicting {len(images)} rows of {WIDTH}")
+    for name, (_, cpu) in medians.items():
+        print(f"  {name:28s} {rates[name]:10.0f} rows/s  {cpu / len(images) * 1e6:8.1f} us of a core a row")
+    keras, best = rates["model.predict, batch 32"], rates[f"model.predict, batch {batch}"]
+    for kind in ("arrays", "vectors"):
+        ratio = rates[f"ModelPredictor, {kind}"]
+        print(f"  ratio {kind} / predict 32      {ratio / keras:8.2f}   (target: >= 0.5)")
+        print(f"  ratio {kind} / predict {batch}    {ratio / best:8.2f}", flush=True)
+    return rates
+
+
+def one_row_a_call(saved: bytes, method: str, spent: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """What Horovod's KerasModel does for a partition, and with "predict" what dist-keras does."""
+
+    def score(rows: Iterator[Any]) -> Iterator[Any]:
+        from hvdkeras.weights import model_from_bytes
+
+        model = model_from_bytes(saved)
+        options = {"verbose": 0} if method == "predict" else {}
+        getattr(model, method)(np.zeros((1, WIDTH), np.float32), **options)
+        # Without the start of TensorFlow and the loading, which would dominate so few rows.
+        started = time.perf_counter()
+        for row in rows:
+            prediction = getattr(model, method)(np.array(row.features).reshape(-1, WIDTH), **options)
+            yield (row.id, row.features, prediction[0].tolist())
+        spent.add(time.perf_counter() - started)
+
+    return score
+
+
+def measure_single_rows(spark: Any, model: Any, folder: str, rate: float, rounds: int) -> None:
+    from hvdkeras.weights import model_to_bytes
+
+    saved = model_to_bytes(model)
+    schema = "id long, features array<float>, prediction array<float>"
+    print("one row a call, two Python workers at once")
+    for method, rows in (("predict", 200), ("predict_on_batch", 4000)):
+        few = spark.read.parquet(f"{folder}/arrays").limit(rows).repartition(2).cache()
+        few.count()
+        measured = []
+        for _ in range(rounds):
+            spent = spark.sparkContext.accumulator(0.0)
+            scored = few.rdd.mapPartitions(one_row_a_call(saved, method, spent))
+            nowhere(spark.createDataFrame(scored, schema))
+            measured.append(rows / (spent.value / 2))
+        few.unpersist()
+        single = statistics.median(measured)
+        print(f"  model.{method:22s} {single:10.0f} rows/s")
+        print(f"  ratio ModelPredictor, arrays {rate / single:10.0f}   (target: >= 20)", flush=True)
+
+
+def highest_memory(ids: pd.Series) -> pd.Series:
+    """Megabytes that this Python worker has held at most, if it has held a model."""
+    from hvdkeras import scoring
+
+    with open("/proc/self/status") as status:
+        highest = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    return pd.Series([highest if scoring._models else 0.0] * len(ids))
+
+
+def measure_memory(spark: Any, model: Any, folder: str, rows: int) -> None:
+    from pyspark.sql import functions
+
+    from hvdkeras.predictors import ModelPredictor
+
+    data = spark.read.parquet(f"{folder}/arrays")
+    predictor = ModelPredictor(model)
+    print("highest memory of a Python worker after one partition of")
+    highest = []
+    for part in (rows // 10, rows):
+        nowhere(predictor.transform(data.where(data.id < part).coalesce(1)))
+        # A UDF, for Spark has other workers for RDDs.
+        probe = functions.pandas_udf(highest_memory, "double")
+        highest.append(spark.range(0, 8, 1, 8).agg(functions.max(probe("id"))).first()[0])
+        print(f"  {part:7d} rows ({part * WIDTH * 4 / 2**20:5.0f} MB)        {highest[-1]:10.0f} MB")
+    print(f"  ratio                        {highest[1] / highest[0]:10.2f}   (target: 1, it does not grow)")
+
+
+def start_spark() -> Any:
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    spark = (
+        SparkSession.builder.master("local[2]")
+        .config("spark.driver.memory", "4g")
+        .config("spark.ui.enabled", False)
+        .config("spark.ui.showConsoleProgress", False)
+        .getOrCreate()
+    )
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    images = make_images(arguments.rows)
+    folder = tempfile.mkdtemp(prefix="hvdkeras-benchmark-")
+    spark = start_spark()
+    try:
+        from pyspark.ml.functions import array_to_vector
+        from pyspark.sql import functions
+
+        write(images, f"{folder}/arrays")
+        arrays = spark.read.parquet(f"{folder}/arrays")
+        doubles = functions.col("features").cast("array<double>")
+        arrays.select("id", array_to_vector(doubles).alias("features")).write.parquet(f"{folder}/vectors")
+        model = make_model()
+        # First, while no worker has done anything else.
+        measure_memory(spark, model, folder, arguments.rows)
+        rates = measure_speed(spark, model, images, folder, arguments.rounds)
+        rate = rates["ModelPredictor, arrays"]
+        measure_single_rows(spark, model, folder, rate, arguments.rounds)
+    finally:
+        spark.stop()
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The examples as a user starts them: processes of their own, from the command line."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import hvdkeras
+from hvdkeras.launch import environment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = [pytest.mark.mpi, pytest.mark.slow, pytest.mark.usefixtures("no_process_left")]
+
+
+def run(*command: str) -> str:
+    """Runs a command with this environment's programs on its PATH; returns what it printed."""
+    ended = subprocess.run(
+        command,
+        env={**os.environ, "PATH": environment.path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    return ended.stdout
+
+
+def accuracies(printed: str) -> list[float]:
+    return [float(number) for number in re.findall(r"held-out rows: (0\.\d+|1\.0+)", printed)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "single",
+        "asynchronous",
+        "custom_algorithm",
+        pytest.param("easgd", marks=pytest.mark.spark),
+        pytest.param("ensemble", marks=pytest.mark.spark),
+    ],
+)
+def test_example_learns_the_digits(name):
+    [accuracy] = accuracies(run("python", str(EXAMPLES / f"{name}.py")))
+    assert accuracy > 0.94
+
+
+@pytest.mark.parametrize("start", ["python", "horovodrun -np 2 python", "hvdkeras run -np 2"])
+def test_one_script_starts_in_three_ways(start):
+    printed = run(*start.split(), str(EXAMPLES / "horovodrun_script.py"))
+    [accuracy] = accuracies(printed)
+    assert accuracy > 0.94
+    assert "accuracy of 2 ranks' center" in printed
+
+
+def test_comparison_has_every_algorithm_and_draws(tmp_path):
+    picture = tmp_path / "algorithms.png"
+    printed = run("hvdkeras", "run", "-np", "2", str(EXAMPLES / "compare_algorithms.py"), str(picture))
+    everything = {getattr(hvdkeras, name) for name in hvdkeras.__all__}
+    trainers = {each for each in everything if isinstance(each, type) and issubclass(each, hvdkeras.Trainer)}
+    rows = re.findall(r"(\w+) +held-out accuracy (\d\.\d+)", printed)
+    assert {name for name, _ in rows} == {each.__name__ for each in trainers - {hvdkeras.Trainer}}
+    assert {name: value for name, value in rows if float(value) < 0.9} == {}
+    assert 10_000 < picture.stat().st_size < 200_000
+
+
+def test_examples_stay_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    assert lengths["custom_algorithm.py"] < 40

@@ -1,0 +1,148 @@
+"""Whole trainings from a Spark DataFrame, on a real local Spark."""
+
+import digits
+import keras
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+from pyspark.sql import functions as F
+
+import hvdkeras
+from hvdkeras import launch
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture(scope="module")
+def dataframe(spark):
+    learn, _ = digits.data()
+    rows = [
+        (
+            features.tolist(),
+            Vectors.dense(features),
+            Vectors.sparse(64, list(enumerate(features))),
+            int(label),
+        )
+        for features, label in zip(learn["features"], learn["label"], strict=True)
+    ]
+    # 1,437 rows in five partitions, one of them empty.
+    frame = spark.createDataFrame(rows, ["features", "dense", "sparse", "label"]).repartition(4)
+    return frame.union(frame.limit(0)).cache()
+
+
+@keras.saving.register_keras_serializable("tests")
+class Halved(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["SingleTrainer", "EASGD", "AsynchronousEASGD", "DOWNPOUR"])
+def test_algorithms_learn_the_digits(dataframe, algorithm):
+    _, held_out = digits.data()
+    trainer = digits.trainer(algorithm, 2)
+    assert digits.accuracy(trainer.train(dataframe), held_out) >= 0.95
+    assert set(trainer.history.rows_seen()) == {1437}
+    assert trainer.get_training_time() > 0
+
+
+@pytest.mark.slow
+def test_the_other_asynchronous_algorithms_learn_the_digits(dataframe, spark):
+    names = ["EAMSGD", "AdaptiveDOWNPOUR", "DynSGD", "ADAG"]
+    results = launch.spark.run(digits.train_all, (names, 2), num_proc=2)
+    assert {name: value for name, (value, _) in results[0].items() if value < 0.95} == {}
+
+
+@pytest.mark.slow
+def test_sparse_and_dense_vectors_give_the_same_model(dataframe):
+    def train(column):
+        inputs = keras.Input((64,))
+        keras.utils.set_random_seed(1)
+        outputs = keras.layers.Dense(10, "softmax")(keras.layers.BatchNormalization()(Halved()(inputs)))
+        trainer = hvdkeras.EASGD(
+            keras.Model(inputs, outputs), features_col=column, num_epoch=2, batch_size=32, **digits.FOUND
+        )
+        return trainer.train(dataframe).get_weights()
+
+    for dense, sparse in zip(train("dense"), train("sparse"), strict=True):
+        np.testing.assert_array_equal(dense, sparse)
+
+
+def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
+    trainer = digits.trainer("EASGD", 2)
+    trainer.num_epoch = 1
+    scored = hvdkeras.LabelIndexTransformer(10, input_col="scores", output_col="prediction")
+    trainer.output_col = "scores"
+    validator = CrossValidator(
+        estimator=Pipeline(stages=[trainer, scored]),
+        estimatorParamMaps=ParamGridBuilder().addGrid(trainer.getParam("rho"), [0.1, 2.5]).build(),
+        evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
+        numFolds=2,
+        seed=0,
+    )
+    fitted = validator.fit(dataframe)
+    assert len(fitted.avgMetrics) == 2
+    assert min(fitted.avgMetrics) > 0.3
+    fitted.bestModel.write().overwrite().save(str(tmp_path / "pipeline"))
+    loaded = PipelineModel.load(str(tmp_path / "pipeline"))
+    wanted = [row.scores for row in fitted.bestModel.transform(dataframe).select("scores").collect()]
+    received = [row.scores for row in loaded.transform(dataframe).select("scores").collect()]
+    np.testing.assert_allclose(received, wanted, atol=1e-6)
+    assert trainer.rho == 2.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda df: df.withColumnRenamed("features", "feature"), "'features'.*Did you mean 'feature'"),
+        (lambda df: df.withColumn("features", F.lit("abc")), "'features'.*string"),
+        (lambda df: df.withColumn("features", F.slice("features", 1, 63)), "'features'.*64.*63"),
+        (lambda df: df.withColumn("label", F.col("label") + 1), "'label'.*0 to 9"),
+        (lambda df: df.withColumn("label", F.expr("if(label = 3, null, label)")), "'label'.*null"),
+        (lambda df: df.withColumn("label", F.expr("if(label = 3, double('nan'), label)")), "'label'.*NaN"),
+        (lambda df: df.limit(0), "rows"),
+        (lambda df: df.limit(1), "num_workers must be at most the number of rows, 1. Received: 2"),
+    ],
+)
+def test_bad_data_is_named_before_anything_is_launched(dataframe, change, message):
+    with pytest.raises(ValueError, match=message):
+        digits.trainer("EASGD", 2).train(change(dataframe))
+
+
+def test_too_few_slots_are_named(dataframe):
+    trainer = digits.trainer("AsynchronousEASGD", 3)
+    with pytest.raises(ValueError, match="slots"):
+        trainer.train(dataframe)
+
+
+def test_a_store_that_cannot_be_written_is_named(dataframe, tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = digits.trainer("EASGD", 2)
+    trainer.store = str(tmp_path / "file" / "store")
+    with pytest.raises(ValueError, match="store"):
+        trainer.train(dataframe)
+
+
+@pytest.mark.slow
+def test_a_layer_that_raises_on_a_rank_is_one_error(dataframe):
+    class Raises(keras.layers.Layer):
+        def call(self, inputs):
+            import tensorflow as tf
+
+            def fail(values):
+                raise RuntimeError("on purpose")
+
+            return tf.ensure_shape(tf.numpy_function(fail, [inputs], tf.float32), (None, 64))
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    layers = [keras.Input((64,)), Raises(), keras.layers.Dense(10, "softmax")]
+    trainer = hvdkeras.EASGD(keras.Sequential(layers), custom_objects={"Raises": Raises}, **digits.FOUND)
+    with pytest.raises(hvdkeras.TrainingError, match="on purpose") as caught:
+        trainer.train(dataframe)
+    assert caught.value.rank in (0, 1)
+    assert "on purpose" in caught.value.remote_traceback
