@@ -1,0 +1,202 @@
+"""What a Spark cluster offers, looked at before ranks are launched on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark import SparkConf, SparkContext
+
+# How long executors may take to register where the cluster doesn't say how many will come.
+REGISTRATION_SECONDS = 20.0
+POLL_SECONDS = 0.2
+
+# Distributions that must agree, and the names that each goes by.
+PACKAGES = {
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-rocm"),
+    "keras": ("keras",),
+    "horovod": ("horovod",),
+    "mpi4py": ("mpi4py",),
+    "numpy": ("numpy",),
+    "hvdkeras": ("hvdkeras",),
+}
+
+
+def active_context() -> SparkContext:
+    """Gets the running SparkContext.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    if context is None or context._jsc is None:
+        raise ValueError(
+            "ranks on Spark need an active SparkSession with a SparkContext in this process (Spark Connect "
+            "has none). Received: no active SparkSession"
+        )
+    return context
+
+
+def slots(context: SparkContext) -> int:
+    """Counts the tasks that the executors registered now can run at the same time.
+
+    That is what Spark itself reckons for barrier stages: cores, `spark.task.cpus` and resources such as GPUs.
+    """
+    spark = context._jsc.sc()
+    return spark.maxNumConcurrentTasks(spark.resourceProfileManager().defaultResourceProfile())
+
+
+def slots_to_come(conf: SparkConf) -> float | None:
+    """Reckons the slots that the configuration allows in the end.
+
+    Returns:
+        Their number; `math.inf` where nothing bounds dynamic allocation; None where the configuration doesn't
+        tell, as on a standalone cluster whose applications take whatever is there.
+    """
+    per_executor = _slots_per_executor(conf)
+    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        executors = conf.get("spark.dynamicAllocation.maxExecutors")
+        return math.inf if executors is None or per_executor is None else int(executors) * per_executor
+    if conf.get("spark.cores.max") is not None:
+        return int(conf.get("spark.cores.max")) // int(conf.get("spark.task.cpus", "1"))
+    executors = conf.get("spark.executor.instances")
+    return None if executors is None or per_executor is None else int(executors) * per_executor
+
+
+def _slots_per_executor(conf: SparkConf) -> int | None:
+    master = conf.get("spark.master", "")
+    cores = conf.get("spark.executor.cores", "1" if master.startswith(("yarn", "k8s")) else None)
+    if cores is None:
+        return None
+    count = int(cores) // int(conf.get("spark.task.cpus", "1"))
+    for_task = float(conf.get("spark.task.resource.gpu.amount", "0"))
+    if for_task > 0:
+        # Below one, Spark lets floor(1 / amount) tasks share each GPU.
+        of_executor = int(conf.get("spark.executor.resource.gpu.amount", "0"))
+        by_gpu = (
+            of_executor * math.floor(1 / for_task) if for_task < 1 else of_executor // math.ceil(for_task)
+        )
+        count = min(count, by_gpu)
+    return count
+
+
+def check_slots(context: SparkContext, num_proc: int, start_timeout: float) -> None:
+    """Refuses a launch that the cluster has no room for, and waits for executors that are on their way.
+
+    Raises:
+        ValueError: The cluster has too few slots, and by its configuration gets no more.
+        TimeoutError: Executors that the configuration announces did not come within `start_timeout`.
+    """
+    if slots(context) >= num_proc:
+        return
+    conf = context.getConf()
+    to_come = slots_to_come(conf)
+    local = context.master.startswith("local[") or context.master == "local"
+    if local or (to_come is not None and to_come < num_proc):
+        raise ValueError(_too_few(context, num_proc, slots(context) if local else int(to_come)))
+    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        return  # Spark asks for executors only when tasks wait for them.
+    patience = start_timeout if to_come is not None else min(start_timeout, REGISTRATION_SECONDS)
+    deadline = time.monotonic() + patience
+    while slots(context) < num_proc:
+        if time.monotonic() > deadline:
+            text = _too_few(context, num_proc, slots(context))
+            if to_come is None:
+                raise ValueError(text)
+            raise TimeoutError(f"waited {patience:g} s for executors: {text}")
+        time.sleep(POLL_SECONDS)
+
+
+def _too_few(context: SparkContext, num_proc: int, found: int) -> str:
+    return (
+        "num_proc (num_workers of a trainer) must not exceed the task slots of the Spark application: its "
+        "executors' cores / spark.task.cpus, or fewer where tasks need GPUs. "
+        f"Received: num_proc={num_proc}, slots={found} on {context.master}"
+    )
+
+
+def check_executors(context: SparkContext, num_proc: int) -> None:
+    """Compares the executors' Python and packages with the driver's, in one Spark job.
+
+    Raises:
+        ValueError: They differ, or the driver's Python is not found on an executor.
+    """
+    from py4j.protocol import Py4JJavaError
+
+    tasks = max(num_proc, slots(context))
+    here, look = versions(), _look_around(PACKAGES, sys.executable)
+    try:
+        found = context.parallelize(range(tasks), tasks).mapPartitions(look).collect()
+    except Py4JJavaError as error:
+        if "PYTHON_VERSION_MISMATCH" in str(error) or "Python in worker has different version" in str(error):
+            raise ValueError(f"the executors run another Python than the driver. {_remedy()}") from error
+        if found := re.search(r"Cannot run program .*", str(error)):
+            raise ValueError(f"an executor could not start Python: {found[0]}. {_remedy()}") from error
+        raise
+    for host, there, has_driver_python in found:
+        differences = compare(here, there)
+        if differences:
+            raise ValueError(
+                f"the executor on {host} differs from the driver: {'; '.join(differences)}. {_remedy()}"
+            )
+        if not has_driver_python:
+            raise ValueError(
+                f"the driver's Python must be at the same path on every executor. "
+                f"Received: no {sys.executable} on {host}"
+            )
+
+
+def _remedy() -> str:
+    set_to = os.environ.get("PYSPARK_PYTHON")
+    return (
+        "Every executor needs the driver's environment: set PYSPARK_PYTHON to its Python before the session "
+        f"starts, here {sys.executable}. Received: PYSPARK_PYTHON={set_to or '(not set)'}"
+    )
+
+
+def compare(here: dict[str, str | None], there: dict[str, str | None]) -> list[str]:
+    """Tells in words where two sets of versions differ in their first two numbers."""
+    return [
+        f"{name} {there.get(name) or 'missing'} there, {version or 'missing'} here"
+        for name, version in here.items()
+        if _minor(version) != _minor(there.get(name))
+    ]
+
+
+def _minor(version: str | None) -> list[str] | None:
+    return version.split(".")[:2] if version else None
+
+
+def versions() -> dict[str, str | None]:
+    """Gives the versions of this Python and of the packages that must agree; None for a missing one."""
+    _, found, _ = next(_look_around(PACKAGES, sys.executable)(iter(())))
+    return found
+
+
+def _look_around(packages: dict[str, tuple[str, ...]], driver_python: str) -> Any:
+    # Defined inside, so that it travels by value: an executor may not have this package.
+    def look(_: Any) -> Any:
+        import importlib.metadata
+        import os
+        import platform
+        import socket
+
+        found = {"python": platform.python_version()}
+        for package, names in packages.items():
+            found[package] = None
+            for name in names:
+                try:
+                    found[package] = importlib.metadata.version(name)
+                    break
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+        yield socket.gethostname(), found, os.path.exists(driver_python)
+
+    return look

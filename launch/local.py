@@ -1,0 +1,147 @@
+"""Ranks on this machine: launched from a plain Python script, or those of the job that the script runs in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cloudpickle
+
+from hvdkeras.launch import driver, environment, rank
+from hvdkeras.launch.output import Output
+from hvdkeras.launch.report import Reports
+
+
+def run(
+    fn: Callable[..., Any],
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_proc: int | None = None,
+    *,
+    start_timeout: float = 600,
+    env: Mapping[str, str] | None = None,
+    mpi_args: str | None = None,
+    verbose: int = 1,
+    on_message: Callable[[int, Any], None] | None = None,
+) -> list[Any]:
+    """Calls `fn(*args, **kwargs)` on `num_proc` ranks of this machine and returns what each returned.
+
+    Inside a running `horovodrun` or `mpirun` job nothing is launched: every rank of the job must make this
+    call, takes its part, and gets all results. If `fn` raises there, the rank prints the traceback and aborts
+    the job, because the others may be waiting for it.
+
+    Args:
+        fn: What every rank calls. It travels by cloudpickle.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        num_proc: Number of ranks; by default 1, inside a job the job's.
+        start_timeout: Seconds until all ranks must have started.
+        env: Variables for the ranks, beside those of `environment.variables()`.
+        mpi_args: Further arguments of mpirun, as on its command line.
+        verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
+        on_message: Called here as `on_message(rank, message)` for every `rank.send(message)`.
+
+    Returns:
+        The results, by rank.
+
+    Raises:
+        TrainingError: A rank raised, exited or was killed.
+        TimeoutError: Not all ranks started within `start_timeout`.
+        ValueError: An argument is out of its range, or differs from the running job.
+        TypeError: An argument has the wrong type or can't be pickled.
+    """
+    here = environment.job()
+    if num_proc is None:
+        num_proc = here.size if here else 1
+    driver.check_arguments(num_proc, start_timeout, env, mpi_args)
+    if here is not None:
+        return _take_part(here, fn, args, kwargs, num_proc)
+    task = driver.pack(fn, args, kwargs)
+
+    def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
+        way = {"addresses": reports.addresses, "port": reports.port, "key": reports.key, "paths": sys.path}
+        _mpirun(
+            num_proc,
+            {**environ, rank.DRIVER_VARIABLE: cloudpickle.dumps(way).hex()},
+            mpi_args,
+            verbose,
+            output,
+        )
+
+    return driver.launch(
+        start,
+        task,
+        num_proc,
+        driver_host=None,
+        start_timeout=start_timeout,
+        env={**os.environ, **driver.rank_variables(env)},
+        verbose=verbose,
+        on_message=on_message,
+    )
+
+
+def _mpirun(num_proc: int, env: dict[str, str], mpi_args: str | None, verbose: int, output: Output) -> None:
+    # What `horovod.run` ends in; that one takes neither an environment nor streams.
+    from horovod.runner.common.util.settings import Settings
+    from horovod.runner.mpi_run import mpi_run
+
+    settings = Settings(
+        verbose=verbose,
+        num_proc=num_proc,
+        hosts=f"localhost:{num_proc}",
+        extra_mpi_args=mpi_args,
+        run_func_mode=True,
+    )
+    command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]
+    mpi_run(settings, None, env, command, stdout=output, stderr=output)
+
+
+def _take_part(
+    here: environment.Job,
+    fn: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
+    num_proc: int,
+) -> list[Any]:
+    if num_proc != here.size:
+        raise ValueError(
+            f"num_proc must be the number of ranks of the running job, {here.size}. Received: {num_proc}"
+        )
+    environment.prepare()
+    from mpi4py import MPI
+
+    rank.show_log()
+    rank.abort_on_error()
+    try:
+        result = fn(*args, **(kwargs or {}))
+    except BaseException as error:
+        # Whoever caught this here would go on alone: the other ranks may wait for this one.
+        print(rank.describe(error), end="", file=sys.stderr)
+        rank.abort()
+    return MPI.COMM_WORLD.allgather(result)
+
+
+def once(fn: Callable[..., Any], *args: Any) -> Any:
+    """Calls `fn(*args)` on rank 0 of the running job and gives all ranks its result; outside a job just here.
+
+    Raises:
+        Exception: what `fn` raised, on every rank.
+    """
+    here = environment.job()
+    if here is None:
+        return fn(*args)
+    environment.prepare()
+    from mpi4py import MPI
+
+    result, error = None, None
+    if here.rank == 0:
+        try:
+            result = fn(*args)
+        except Exception as raised:
+            error = raised
+    result, error = MPI.COMM_WORLD.bcast((result, error))
+    if error is not None:
+        raise error
+    return result
