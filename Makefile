@@ -6,8 +6,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: setup
 	python examples/demo.py
 
+# The Spark tests run a second time on Spark 4, where the machine has the Java for it.
 test: setup
 	python -m pytest
+	launch/with_spark.sh 4.1.4 python -m pytest tests/spark
 
 lint: setup
 	ruff check

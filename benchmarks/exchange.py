@@ -1,6 +1,7 @@
 """How fast is the center in windows beside what the memory, or the network, can do?
 
     python benchmarks/exchange.py                         starts its ranks on this machine
+    python benchmarks/exchange.py --two-hosts             on two hosts made of namespaces (root): --ranks in all
     mpirun ... python -m mpi4py benchmarks/exchange.py    takes the ranks and hosts of this job
 
 One rank alone: `pull` against np.copyto, `push` against np.add, over vectors of the same size, and the
@@ -12,7 +13,11 @@ Then all ranks at once, the center at rank 0 or spread over them, and how evenly
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -178,6 +183,25 @@ def report(rows, crowd, limit):
         print(f"{size:5} {where:>8} {speed:7.2f} {min(counts) / max(counts):9.2f}  >= 0.5   {counts}")
 
 
+def on_two_hosts(arguments):
+    """Runs this file again, under an mpirun over the two hosts of the tests."""
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    sys.path[:0] = [str(tests), str(tests / "cluster")]
+    import hosts
+
+    import ranks
+
+    if hosts.missing():
+        sys.exit(hosts.missing())
+    with hosts.Hosts() as both:
+        mpirun = both.entered(0, ranks.mpirun(arguments.ranks, both.mpi_args(arguments.ranks // 2)))
+        sizes = ["--megabytes", *map(str, arguments.megabytes)]
+        options = ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
+        program = [sys.executable, "-m", "mpi4py", str(Path(__file__).resolve()), *sizes, *options]
+        env = {**os.environ, **environment.variables(), **both.environment}
+        sys.exit(subprocess.run([*mpirun, *program], env=env, check=False).returncode)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 10, 100])
@@ -186,6 +210,7 @@ def main():
         "--seconds", type=float, default=2.0, help="of each measurement with all ranks at once"
     )
     parser.add_argument("--ranks", type=int, default=4, help="ranks at once")
+    parser.add_argument("--two-hosts", action="store_true")
     arguments = parser.parse_args()
     job = environment.job()
     if job is not None:
@@ -193,6 +218,8 @@ def main():
         if job.rank == 0:
             report(*results)
         return
+    if arguments.two_hosts:
+        on_two_hosts(arguments)
     report(*local.run(measure, (arguments, True, False), num_proc=2)[0])
     report(*local.run(measure, (arguments, False, True), num_proc=arguments.ranks)[0])
 

@@ -19,6 +19,7 @@ import threading
 import time
 
 import numpy as np
+
 from hvdkeras.launch import local
 
 TARGET = 10.0

@@ -5,6 +5,9 @@ set their devices and variables first. In a process of a running job the import 
 builds its model, with which TensorFlow takes its devices, before it calls `train`.
 """
 
+import os
+import sys
+
 from hvdkeras.history import History
 from hvdkeras.launch import environment, gpu
 from hvdkeras.launch.failure import TrainingError
@@ -48,6 +51,8 @@ __all__ = [
     "TrainingError",
 ]
 
+# Horovod starts ranks with the driver's Python, so Spark's workers must run it, too.
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 if (_job := environment.job()) is not None:
     environment.prepare()
     gpu.pin(_job.local_rank, _job.local_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +76,9 @@ class TunableEstimator(Estimator):
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> TunableEstimator:
         """Returns a copy in which params have the values in `extra`; those of other stages don't count."""
-        result = copy.copy(self)
+        # Not copy.copy, which would turn the model into bytes as pickling does.
+        result = object.__new__(type(self))
+        result.__dict__.update(self.__dict__)
         for param, value in (extra or {}).items():
             if param.parent == self.uid:
                 kind = type(getattr(self, self.getParam(param.name).name))

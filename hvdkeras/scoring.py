@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections import OrderedDict
@@ -59,7 +60,8 @@ class Scoring:
         if self.key in _models:
             _models.move_to_end(self.key)
             return _models[self.key]
-        prepare_device()
+        if not _models:
+            prepare_worker()
         content, pickled = self.shipment.value
         try:
             model = model_from_bytes(content, cloudpickle.loads(pickled))
@@ -120,8 +122,8 @@ class Scoring:
         return values
 
 
-def prepare_device() -> None:
-    """Gives this Python worker the GPU or the cores of its task, before TensorFlow takes all there are."""
+def prepare_worker() -> None:
+    """Gives this Python worker the GPU or the cores of its task, and loads TensorFlow."""
     from pyspark import TaskContext
 
     from hvdkeras.launch import gpu
@@ -132,6 +134,12 @@ def prepare_device() -> None:
     # Workers without a GPU of their own from Spark take those of the host in turn.
     gpu.pin(task.partitionId(), devices=given.addresses if given else None)
     gpu.limit_threads(1, threads=task.cpus())
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    # Spark collects a worker's garbage after every task. Without looking through TensorFlow's modules,
+    # which stay anyway, that takes 0.2 seconds less.
+    gc.freeze()
 
 
 def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
@@ -186,23 +194,32 @@ def _stack(values: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 
 def _has_nan(tensor: np.ndarray) -> np.ndarray | bool:
-    """Tells for each row whether it holds NaN; False where none does."""
-    # The sum is NaN wherever there is one, and an eighth of the work of looking at every number.
-    if tensor.dtype.kind != "f" or not np.isnan(tensor.sum()):
+    """Tells for each row whether it holds NaN."""
+    if tensor.dtype.kind != "f":
         return False
     return np.isnan(tensor).reshape(len(tensor), -1).any(axis=1)
 
 
+class _Numbers(pd.arrays.ArrowExtensionArray):
+    """Numbers that are in Arrow's form already.
+
+    Spark maps every row of an array column to a list of Python numbers before it makes an Arrow array of
+    them: 0.1 microseconds a number, more than many a model needs for it.
+    """
+
+    def map(self, mapper: Any, na_action: Any = None) -> _Numbers:
+        return self
+
+
 def _column(result: np.ndarray, scalar: bool, invalid: np.ndarray) -> pd.Series:
-    """Makes a column of an output."""
+    """Makes a column of an output, with null where the row is invalid."""
     if scalar:
-        # Not a NumPy column: there Spark takes NaN for null.
-        return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(result.ravel(), mask=invalid)))
-    # Spark's conversion goes through each row as a Python list, and is fastest where it is one already.
-    rows = result.tolist()
-    for row in np.flatnonzero(invalid):
-        rows[row] = None
-    return pd.Series(rows)
+        made = pa.array(result.ravel(), mask=invalid)
+    else:
+        rows, size = result.shape
+        starts = np.arange(0, rows * size + 1, size, dtype=np.int32)
+        made = pa.ListArray.from_arrays(starts, result.ravel(), mask=pa.array(invalid))
+    return pd.Series(_Numbers(made))
 
 
 def _listed(columns: Sequence[str]) -> str:

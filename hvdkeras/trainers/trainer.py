@@ -260,6 +260,8 @@ class Trainer(TunableEstimator):
 
     def _check_model(self) -> None:
         """Raises where the ranks could not rebuild and compile the model; they would fail in the same way."""
+        if isinstance(self.keras_model, bytes):  # a trainer that was pickled
+            self.keras_model = self.compiled_model()
         signature.columns(self.keras_model, self.loss, self.features_col, self.label_col)
         try:
             weights.check_metrics(self.metrics)

@@ -230,6 +230,7 @@ def test_a_worker_loads_a_model_once(spark, data, model):
     for _ in range(3):
         predictor.copy({predictor.batch_size: 3}).transform(data).collect()
     after = loaded()
+    assert before & after
     pids = [place.split()[0] for place in before | after]
     assert len(pids) == len(set(pids)), (before, after)
 

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 import hvdkeras
 from hvdkeras import launch
+from hvdkeras.transformers import LabelIndexTransformer
 
 pytestmark = pytest.mark.spark
 
@@ -74,24 +75,25 @@ def test_sparse_and_dense_vectors_give_the_same_model(dataframe):
 def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
     trainer = digits.trainer("EASGD", 2)
     trainer.num_epoch = 1
-    scored = hvdkeras.LabelIndexTransformer(10, input_col="scores", output_col="prediction")
+    scored = LabelIndexTransformer(10, input_col="scores", output_col="prediction")
     trainer.output_col = "scores"
     validator = CrossValidator(
         estimator=Pipeline(stages=[trainer, scored]),
-        estimatorParamMaps=ParamGridBuilder().addGrid(trainer.getParam("rho"), [0.1, 2.5]).build(),
+        estimatorParamMaps=ParamGridBuilder().addGrid(trainer.getParam("rho"), [0.1, 4.0]).build(),
         evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
         numFolds=2,
         seed=0,
     )
     fitted = validator.fit(dataframe)
-    assert len(fitted.avgMetrics) == 2
-    assert min(fitted.avgMetrics) > 0.3
+    # In one epoch the weaker force hardly moves the center.
+    loose, tight = fitted.avgMetrics
+    assert tight > max(loose, 0.3)
     fitted.bestModel.write().overwrite().save(str(tmp_path / "pipeline"))
     loaded = PipelineModel.load(str(tmp_path / "pipeline"))
     wanted = [row.scores for row in fitted.bestModel.transform(dataframe).select("scores").collect()]
     received = [row.scores for row in loaded.transform(dataframe).select("scores").collect()]
     np.testing.assert_allclose(received, wanted, atol=1e-6)
-    assert trainer.rho == 2.5
+    assert trainer.rho == 2.5  # tuning works on copies
 
 
 @pytest.mark.parametrize(
