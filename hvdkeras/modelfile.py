@@ -105,4 +105,6 @@ def _tensors(model: Any, which: str) -> tuple[Tensor, ...]:
                 f"the model's {which} must have a fixed shape beyond the batch. Received: "
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}"
             )
+        if str(tensor.dtype) == "string":
+            raise ValueError(f"the model's {which} must be numbers. Received: {tensor.name!r} of strings")
     return tuple(Tensor(t.name, tuple(t.shape[1:]), str(t.dtype)) for t in tensors)

@@ -28,16 +28,19 @@ class ModelPredictor(Stage, Model):
 
     The executors compute, in batches that come through Arrow, on the GPU that Spark has given to the task or
     that the host has, else on the task's cores. The model travels once, as `.keras` bytes; a Python worker
-    loads it once and keeps it for later partitions and jobs. The driver needs no TensorFlow. Memory of a
-    worker depends on spark.sql.execution.arrow.maxRecordsPerBatch (10,000 rows by default; lower it where a
-    row is large), not on the size of a partition.
+    loads it once and keeps it for later partitions and jobs. Loading and transforming need no TensorFlow on
+    the driver. Memory of a worker depends on spark.sql.execution.arrow.maxRecordsPerBatch (10,000 rows by
+    default; lower it where a row is large), not on the size of a partition.
+
+    As with any Python UDF, Spark moves a filter on the prediction below it and predicts the rows that remain
+    a second time. Where most remain, `cache()` before the filter.
 
     A features column holds vectors (dense or sparse), arrays, nested or not, or plain numbers. A row whose
     size is that of the model's input is accepted whatever its nesting.
 
     Args:
-        keras_model: built Functional or Sequential model with fixed shapes. Custom layers and
-            functions must be registered with Keras or be among `custom_objects`.
+        keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must be
+            registered with Keras or be among `custom_objects`.
         features_col: column for each of the model's inputs, in their order: a name or a list.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),

@@ -151,7 +151,7 @@ def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
     import keras
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((None, *t.shape), t.dtype) for t in inputs]
+    signature = [tf.TensorSpec((None, *t.shape), _numpy_dtype(t)) for t in inputs]
 
     @tf.function(input_signature=signature)
     def call(*tensors: Any) -> list[Any]:
@@ -184,9 +184,14 @@ def _arrow_dtype(tensor: Tensor) -> pa.DataType:
     return pa.float32() if "float" in tensor.dtype else pa.int32()
 
 
+def _numpy_dtype(tensor: Tensor) -> np.dtype:
+    """The dtype in which an input is fed; NumPy has no bfloat16, to which Keras casts."""
+    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
+
+
 def _stack(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Puts rows together as one array of the tensor's shape and dtype."""
-    dtype = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+    dtype = _numpy_dtype(tensor)
     if values.dtype == object:
         # One pass that copies and casts.
         values = np.concatenate(values, dtype=dtype, casting="unsafe")

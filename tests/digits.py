@@ -66,3 +66,17 @@ def train_all(algorithms: list[str], size: int) -> dict[str, tuple[float, list[i
         used = trainer(algorithm, size)
         results[algorithm] = accuracy(used.train(learn), held_out), used.history.rows_seen()
     return results
+
+
+def train_on_spark(session, algorithms: list[str], num_workers: int, store: str) -> dict[str, tuple]:
+    """Trains from a DataFrame of a session: accuracy, hosts and rows of each epoch, for each algorithm."""
+    learn, held_out = data()
+    rows = [(f.tolist(), int(label)) for f, label in zip(learn["features"], learn["label"], strict=True)]
+    frame = session.createDataFrame(rows, "features array<float>, label int").repartition(5)
+    results = {}
+    for algorithm in algorithms:
+        used = trainer(algorithm, num_workers)
+        used.store = store
+        value = accuracy(used.train(frame), held_out)
+        results[algorithm] = value, [rank.host for rank in used.history.ranks], used.history.rows_seen()
+    return results

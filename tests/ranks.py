@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+
 from hvdkeras.launch import environment
 
 CALL = Path(__file__).with_name("mpi") / "call.py"

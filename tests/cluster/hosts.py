@@ -5,6 +5,7 @@ are common, as on a cluster with a network file system. Needs root and iproute2.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,13 @@ def wait_for(done: Callable[[], bool], what: str, seconds: float) -> None:
         time.sleep(0.02)
 
 
+def clear_away() -> None:
+    """Removes the networks of test runs that were killed."""
+    for name in re.findall(r"^hvdkeras-\d+-\w+", ip("netns", "list").decode(), re.MULTILINE):
+        if not Path("/proc", name.split("-")[1]).exists():
+            ip("netns", "delete", name)
+
+
 class Hosts:
     """Two running hosts, `alpha` and `beta`, at 10.77.0.1 and 10.77.0.2 on eth0. Use as a context manager.
 
@@ -77,6 +85,7 @@ class Hosts:
         lines = ["127.0.0.1 localhost", *map(" ".join, zip(ADDRESSES, NAMES, strict=True))]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
         try:
+            clear_away()
             self._connect()
             self.pids = [self._start(index) for index in range(2)]
         except BaseException:

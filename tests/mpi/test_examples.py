@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,17 +18,19 @@ pytestmark = [pytest.mark.mpi, pytest.mark.slow, pytest.mark.usefixtures("no_pro
 
 def run(*command: str) -> str:
     """Runs a command with this environment's programs on its PATH; returns what it printed."""
-    ended = subprocess.run(
-        command,
-        env={**os.environ, "PATH": environment.path()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-4000:]
-    return ended.stdout
+    with tempfile.TemporaryFile("w+") as output:
+        env = {**os.environ, "PATH": environment.path()}
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            returncode = process.wait(280)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # A launcher takes its ranks along then.
+            process.wait(10)
+            returncode = "none within 280 s"
+        output.seek(0)
+        printed = output.read()
+    assert returncode == 0, f"exit status {returncode}\n{printed[-4000:]}"
+    return printed
 
 
 def accuracies(printed: str) -> list[float]:
