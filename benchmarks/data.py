@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hvdkeras.columns import Column
-from hvdkeras.shards import Shards, write_arrays, write_dataframe
+from hvdkeras.data.columns import Column
+from hvdkeras.data.shards import Shards, write_arrays, write_dataframe
 
 WIDTH, CLASSES, BATCH, WINDOW = 784, 10, 128, 16
 COLUMNS = (Column("features", (WIDTH,), "float32"), Column("label", (), "int32", classes=CLASSES))
@@ -114,8 +114,8 @@ def make_model():
 
 
 def fit_shards(model, shards: Shards, epochs: int = 1) -> None:
+    from hvdkeras.data.rows import Rows
     from hvdkeras.feed import Feed
-    from hvdkeras.rows import Rows
 
     feed = Feed(Rows(shards, 0, 1, BATCH, seed=0), 1)
     model.fit(feed.dataset(), epochs=epochs, callbacks=[feed], shuffle=False, verbose=0)

@@ -46,7 +46,7 @@ def medians(calls, repeats):
 
 
 def numpy_limits(length):
-    from hvdkeras.center import blocks
+    from hvdkeras.center.vectors import blocks
 
     here, there, center = (np.ones(length, np.float32) for _ in range(3))
     held = np.empty(length, np.float32)
@@ -86,7 +86,7 @@ def network_limits(comm, length):
 
 
 def answer(comm, length, repeats):
-    from hvdkeras.center import wait
+    from hvdkeras.center.waiting import wait
 
     vector, source = np.zeros(length, np.float32), comm.size - 1
     wait(lambda: comm.Iprobe(source=source), 600, "the acting rank")
@@ -114,8 +114,8 @@ def act(comm, center, length, repeats, one_host):
 
 def alone(comm, megabytes, repeats, one_host):
     """The last rank acts; the others are there, as they are in a training, but let it have the core."""
-    from hvdkeras.center import wait
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.waiting import wait
+    from hvdkeras.center.window import WindowCenter
 
     rows = []
     for size in megabytes:
@@ -132,7 +132,7 @@ def alone(comm, megabytes, repeats, one_host):
 
 def together(comm, megabytes, sharded, seconds):
     """All ranks exchange for some seconds. GB/s of all, and fewest over most exchanges of a rank."""
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     length = megabytes * 250_000
     center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded)

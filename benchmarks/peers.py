@@ -109,7 +109,7 @@ def through_socket(workers, length, seconds):
 def through_windows(length, seconds):
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32))

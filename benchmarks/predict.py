@@ -35,6 +35,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WIDTH, CLASSES, FILES = 784, 10, 8
+# How many rows are enough to measure what takes a call for each.
+SINGLE_ROWS = {"predict": 200, "predict_on_batch": 4000}
 
 
 def make_model() -> Any:
@@ -96,7 +98,7 @@ def nowhere(frame: Any) -> None:
     frame.write.format("noop").mode("overwrite").save()
 
 
-def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, rounds: int) -> dict[str, float]:
+def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, rounds: int) -> None:
     from hvdkeras.predictors import ModelPredictor
 
     predictor = ModelPredictor(model)
@@ -121,10 +123,11 @@ def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, round
         ratio = rates[f"ModelPredictor, {kind}"]
         print(f"  ratio {kind} / predict 32      {ratio / keras:8.2f}   (target: >= 0.5)")
         print(f"  ratio {kind} / predict {batch}    {ratio / best:8.2f}", flush=True)
-    return rates
 
 
-def one_row_a_call(saved: bytes, method: str, spent: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def one_row_a_call(
+    saved: bytes, method: str, spent: Any, spent_cpu: Any
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
     """What Horovod's KerasModel does for a partition, and with "predict" what dist-keras does."""
 
     def score(rows: Iterator[Any]) -> Iterator[Any]:
@@ -134,34 +137,44 @@ def one_row_a_call(saved: bytes, method: str, spent: Any) -> Callable[[Iterator[
         options = {"verbose": 0} if method == "predict" else {}
         getattr(model, method)(np.zeros((1, WIDTH), np.float32), **options)
         # Without the start of TensorFlow and the loading, which would dominate so few rows.
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for row in rows:
             prediction = getattr(model, method)(np.array(row.features).reshape(-1, WIDTH), **options)
             yield (row.id, row.features, prediction[0].tolist())
         spent.add(time.perf_counter() - started)
+        spent_cpu.add(time.process_time() - cpu)
 
     return score
 
 
-def measure_single_rows(spark: Any, model: Any, folder: str, rate: float, rounds: int) -> None:
+def measure_single_rows(spark: Any, model: Any, folder: str, rows: int, rounds: int) -> None:
+    from hvdkeras.predictors import ModelPredictor
     from hvdkeras.weights import model_to_bytes
 
-    saved = model_to_bytes(model)
+    saved, predictor = model_to_bytes(model), ModelPredictor(model)
+    everything = spark.read.parquet(f"{folder}/arrays")
+    few = {name: everything.limit(n).repartition(2).cache() for name, n in SINGLE_ROWS.items()}
     schema = "id long, features array<float>, prediction array<float>"
-    print("one row a call, two Python workers at once")
-    for method, rows in (("predict", 200), ("predict_on_batch", 4000)):
-        few = spark.read.parquet(f"{folder}/arrays").limit(rows).repartition(2).cache()
-        few.count()
-        measured = []
-        for _ in range(rounds):
-            spent = spark.sparkContext.accumulator(0.0)
-            scored = few.rdd.mapPartitions(one_row_a_call(saved, method, spent))
+    rates = {name: [] for name in ("ModelPredictor", *few)}
+    cpu = {name: [] for name in few}
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        nowhere(predictor.transform(everything))
+        rates["ModelPredictor"].append(rows / (time.perf_counter() - started))
+        for method, data in few.items():
+            data.count()
+            spent, spent_cpu = spark.sparkContext.accumulator(0.0), spark.sparkContext.accumulator(0.0)
+            scored = data.rdd.mapPartitions(one_row_a_call(saved, method, spent, spent_cpu))
             nowhere(spark.createDataFrame(scored, schema))
-            measured.append(rows / (spent.value / 2))
-        few.unpersist()
-        single = statistics.median(measured)
-        print(f"  model.{method:22s} {single:10.0f} rows/s")
-        print(f"  ratio ModelPredictor, arrays {rate / single:10.0f}   (target: >= 20)", flush=True)
+            rates[method].append(SINGLE_ROWS[method] / (spent.value / 2))
+            cpu[method].append(spent_cpu.value / SINGLE_ROWS[method] * 1e6)
+    batched, *single = (statistics.median(every[1:]) for every in rates.values())
+    print("one row a call, two Python workers at once")
+    print(f"  ModelPredictor, arrays       {batched:10.0f} rows/s")
+    for method, rate in zip(few, single, strict=True):
+        used = statistics.median(cpu[method][1:])
+        print(f"  model.{method:22s} {rate:10.0f} rows/s  {used:8.1f} us of a core a row, Spark not counted")
+        print(f"  ratio ModelPredictor to that {batched / rate:10.0f}   (target: >= 20)", flush=True)
 
 
 def highest_memory(ids: pd.Series) -> pd.Series:
@@ -227,9 +240,8 @@ def main() -> None:
         model = make_model()
         # First, while no worker has done anything else.
         measure_memory(spark, model, folder, arguments.rows)
-        rates = measure_speed(spark, model, images, folder, arguments.rounds)
-        rate = rates["ModelPredictor, arrays"]
-        measure_single_rows(spark, model, folder, rate, arguments.rounds)
+        measure_speed(spark, model, images, folder, arguments.rounds)
+        measure_single_rows(spark, model, folder, arguments.rows, arguments.rounds)
     finally:
         spark.stop()
         shutil.rmtree(folder)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdkeras.rows import Rows
+from hvdkeras.data.rows import Rows
 
 
 class Feed(keras.callbacks.Callback):

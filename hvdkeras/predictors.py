@@ -39,8 +39,8 @@ class ModelPredictor(Stage, Model):
     size is that of the model's input is accepted whatever its nesting.
 
     Args:
-        keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must be
-            registered with Keras or be among `custom_objects`.
+        keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must
+            be registered with Keras or be among `custom_objects`.
         features_col: column for each of the model's inputs, in their order: a name or a list.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),

@@ -153,9 +153,12 @@ def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
 
     signature = [tf.TensorSpec((None, *t.shape), _numpy_dtype(t)) for t in inputs]
 
+    # The same graph between flat lists, whatever dicts the model takes and gives.
+    flat = keras.Model(model.inputs, model.outputs)
+
     @tf.function(input_signature=signature)
     def call(*tensors: Any) -> list[Any]:
-        return keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else list(tensors), training=False))
+        return keras.tree.flatten(flat(list(tensors), training=False))
 
     return call
 

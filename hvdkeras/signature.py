@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from hvdkeras.columns import Column
+from hvdkeras.data.columns import Column
 
 
 def columns(

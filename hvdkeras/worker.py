@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.shards import Shards
 from hvdkeras.history import RankHistory
 from hvdkeras.launch import environment, gpu
-from hvdkeras.rows import Rows
-from hvdkeras.shards import Shards
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -130,8 +130,7 @@ def _center(trainer: Any, comm: MPI.Comm, initial: np.ndarray) -> Iterator[Any]:
     if trainer.synchronous is None:
         yield None
         return
-    from hvdkeras.center import ReplicatedCenter
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center import ReplicatedCenter, WindowCenter
 
     if trainer.synchronous:
         center = ReplicatedCenter(comm, initial, timeout=trainer.timeout)

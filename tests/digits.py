@@ -3,9 +3,9 @@
 import numpy as np
 
 FOUND = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], "verbose": 0}
-LEARN = {**FOUND, "batch_size": 16, "num_epoch": 15, "learning_rate": 0.1}
+LEARN = {**FOUND, "batch_size": 16, "num_epoch": 20, "learning_rate": 0.1}
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, dict] = {
     "SingleTrainer": {},
     "AveragingTrainer": {"communication_window": 8},
     "SynchronousSGD": {},
@@ -59,7 +59,7 @@ def accuracy(trained, held_out: dict[str, np.ndarray]) -> float:
 
 
 def train_all(algorithms: list[str], size: int) -> dict[str, tuple[float, list[int]]]:
-    """What a rank of a running job does: trains by each algorithm; accuracy and rows of each epoch of all ranks."""
+    """What a rank of a running job does: trains by each algorithm; accuracy, and rows of each epoch."""
     learn, held_out = data()
     results = {}
     for algorithm in algorithms:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras import signature, sources, weights, worker
+from hvdkeras import signature, weights, worker
+from hvdkeras.data import sources
+from hvdkeras.data.shards import Shards
 from hvdkeras.estimator import TunableEstimator, require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
-from hvdkeras.shards import Shards
 
 logger = logging.getLogger("hvdkeras")
 
@@ -144,7 +145,7 @@ class Trainer(TunableEstimator):
 
         Args:
             model: the rank's compiled Keras model.
-            rows: the rank's `hvdkeras.rows.Rows`.
+            rows: the rank's `hvdkeras.data.rows.Rows`.
             comm: the mpi4py communicator of the ranks that train.
         """
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 def sums(length, pushes, sharded):
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED).size
@@ -48,7 +48,7 @@ def tickets_and_reads(length, exchanges):
     """Two ranks draw numbered tickets by exchanges, the others read; chunks may not be torn."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
@@ -77,7 +77,7 @@ def test_exchanges_come_one_after_the_other_and_reads_are_not_torn(on_hosts):
 def turns_in(seconds, length, work):
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
@@ -107,7 +107,7 @@ def stopped(length):
 
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     center = WindowCenter(MPI.COMM_WORLD, np.zeros(length, np.float32), timeout=2.0)
     if MPI.COMM_WORLD.rank == 0:

@@ -13,7 +13,7 @@ def sums(length, pushes):
     from mpi4py import MPI
 
     from hvdkeras.center import ReplicatedCenter
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     hvd.init()

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from hvdkeras.columns import Column
-from hvdkeras.rows import Rows
-from hvdkeras.shards import Shards, write_arrays
+from hvdkeras.data.columns import Column
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.shards import Shards, write_arrays
 from hvdkeras.trainers.downpour import adagrad
 
 pytestmark = pytest.mark.mpi

@@ -12,7 +12,7 @@ def sums(lengths, sharded):
     """Every rank pushes ones; what is pulled after all have finished, and the telemetry."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     results = []
@@ -41,7 +41,7 @@ def tickets(length, exchanges):
     """Draws numbered tickets: each element of the center counts the exchanges, the local vector gets it."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32), sharded=True, timeout=60)
@@ -73,7 +73,7 @@ def readers_and_writers(length, seconds):
     """The first half of the ranks writes, each by another verb; the others look for torn chunks."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32), timeout=60)
@@ -111,7 +111,7 @@ def test_reads_are_not_torn(on_ranks, size):
 def turns_in(seconds, length, sharded):
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded, timeout=60)
@@ -143,7 +143,7 @@ def adagrad(local, center, accumulator, gradient):
 def with_slots(length, steps):
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.ones(length, np.float32), slots=1, timeout=60)
@@ -182,7 +182,7 @@ def test_slots_equal_the_sequential_recursion(on_ranks, size, length):
 def counting():
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     ones = np.ones(10, np.float32)

@@ -14,7 +14,7 @@ def finishing():
     """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 stands still."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     ones = np.ones(10, np.float32)
@@ -52,7 +52,7 @@ def test_finish_waits_as_long_as_something_happens(on_ranks):
 def many_lives():
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     for life in range(50):
@@ -78,7 +78,7 @@ def test_allocate_and_free_fifty_times(on_ranks):
 def errors():
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(1000, np.float32), timeout=30)
@@ -112,7 +112,7 @@ def too_large(free):
 
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     usage = shutil.disk_usage("/")
     shutil.disk_usage = lambda path: usage._replace(free=free)
@@ -128,7 +128,7 @@ def elsewhere(folder):
     """All pages of 40 MB in a folder of the user's choice."""
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     before = os.statvfs("/dev/shm").f_bavail
@@ -152,7 +152,7 @@ def stuck_in_rule(how):
 
     from mpi4py import MPI
 
-    from hvdkeras.window import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(10, np.float32), timeout=1.0)

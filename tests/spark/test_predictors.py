@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import Pipeline
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
 
@@ -117,8 +117,23 @@ def test_several_inputs_and_outputs_in_one_pass(keras, data, values):
         np.testing.assert_allclose(got, output[:, 0] if name == "score" else output, rtol=0, atol=1e-6)
     types = [frame.schema[name].dataType.simpleString() for name in names]
     assert types == ["vector", "float", "array<array<float>>"]
-    plan = frame._jdf.queryExecution().executedPlan().toString()
+    # Neither several outputs nor what reads them later may compute the model again.
+    indexed = LabelIndexTransformer(3, "classes", "index").transform(frame)
+    plan = indexed._jdf.queryExecution().executedPlan().toString()
     assert plan.count("ArrowEvalPython") == 1
+
+
+def test_dicts_of_inputs_and_outputs(keras, data, values):
+    layers = keras.layers
+    # Keras orders both by key: number before vector, sum before wide.
+    vector, number = keras.Input((SIZE,)), keras.Input((1,))
+    joined = layers.Concatenate()([vector, number])
+    outputs = {"wide": layers.Dense(2)(joined), "sum": layers.Dense(1)(joined)}
+    model = keras.Model({"vector": vector, "number": number}, outputs)
+    frame = ModelPredictor(model, ["number", "array"], ["sum", "wide"], batch_size=8).transform(data)
+    wanted = model.predict({"vector": values, "number": values[:, :1]}, verbose=0)
+    for name, output in wanted.items():
+        np.testing.assert_allclose(collected(frame, name), output, rtol=0, atol=1e-6)
 
 
 def test_scalars_booleans_and_whole_number_outputs(keras, data, values):
@@ -287,6 +302,23 @@ def test_damaged_files_are_refused(spark, model, tmp_path):
         ModelPredictor.load(str(path))
 
 
+FRESH_PROCESS = """
+import sys
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+folder = sys.argv[1]
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+pipeline = PipelineModel.load(folder + "/pipeline")
+for number, stage in enumerate(pipeline.stages):
+    alone = type(stage).load(f"{folder}/pipeline/stages/{number}_{stage.uid}")
+    assert alone.uid == stage.uid
+    assert alone.extractParamMap() == stage.extractParamMap()
+pipeline.transform(spark.read.parquet(folder + "/data")).write.parquet(folder + "/result")
+assert "tensorflow" not in sys.modules, "the driver loaded TensorFlow"
+"""
+
+
 def test_all_stages_and_a_pipeline_in_a_fresh_process(spark, data, model, tmp_path):
     stages = [
         OneHotTransformer(4, "whole", "one_hot"),
@@ -300,29 +332,11 @@ def test_all_stages_and_a_pipeline_in_a_fresh_process(spark, data, model, tmp_pa
     ]
     pipeline = Pipeline(stages=stages).fit(data)
     pipeline.save(str(tmp_path / "pipeline"))
-    data.write.parquet(str(tmp_path / "data"))
+    data.coalesce(1).write.parquet(str(tmp_path / "data"))
+    subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(tmp_path)], check=True, timeout=240)
     wanted = pipeline.transform(data)
-    script = """
-import sys
-from pyspark.ml import PipelineModel
-from pyspark.sql import SparkSession
-import hvdkeras.predictors, hvdkeras.transformers
-
-folder = sys.argv[1]
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-data = spark.read.parquet(folder + "/data")
-pipeline = PipelineModel.load(folder + "/pipeline")
-pipeline.transform(data).write.parquet(folder + "/whole")
-alone = data
-for number, stage in enumerate(pipeline.stages):
-    alone = type(stage).load(f"{folder}/pipeline/stages/{number}_{stage.uid}").transform(alone)
-alone.write.parquet(folder + "/alone")
-assert "tensorflow" not in sys.modules, "the driver loaded TensorFlow"
-"""
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=240)
-    frames = [spark.read.parquet(str(tmp_path / name)) for name in ("whole", "alone")]
-    frames.append(PipelineModel.load(str(tmp_path / "pipeline")).transform(data))
     columns = [name for name in wanted.columns if name not in data.columns]
-    expected = wanted.select("id", *columns).orderBy("id").collect()
-    for frame in frames:
-        assert frame.select("id", *columns).orderBy("id").collect() == expected
+    result = spark.read.parquet(str(tmp_path / "result"))
+    assert result.select("id", *columns).orderBy("id").collect() == (
+        wanted.select("id", *columns).orderBy("id").collect()
+    )

@@ -11,9 +11,9 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
 
 from hvdkeras import frames, parts
-from hvdkeras.columns import Column, DataError
-from hvdkeras.rows import Rows
-from hvdkeras.shards import open_shards, write_dataframe
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.shards import open_shards, write_dataframe
 
 pytestmark = pytest.mark.spark
 

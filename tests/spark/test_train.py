@@ -1,6 +1,5 @@
 """Whole trainings from a Spark DataFrame, on a real local Spark."""
 
-import digits
 import keras
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from pyspark.sql import functions as F
 import hvdkeras
 from hvdkeras import launch
 from hvdkeras.transformers import LabelIndexTransformer
+
+import digits
 
 pytestmark = pytest.mark.spark
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hvdkeras import parts, store
-from hvdkeras.columns import Column, DataError
-from hvdkeras.rows import Rows
-from hvdkeras.shards import open_shards, write_arrays, write_parquet
+from hvdkeras.data import parts, store
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.shards import open_shards, write_arrays, write_parquet
 
 COLUMNS = (Column("x", (2,), "float32"), Column("y", (), "int32", classes=10))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hvdkeras.columns import Column, DataError, Problem, check_names, check_type, convert
+from hvdkeras.data.columns import Column, DataError, Problem, check_names, check_type, convert
 
 PAIR = Column("x", (2,), "float32")
 CLASS = Column("y", (), "int32", classes=3)

@@ -6,11 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from hvdkeras import rows as rows_module
-from hvdkeras.columns import Column
-from hvdkeras.parts import write_part
-from hvdkeras.rows import Rows
-from hvdkeras.shards import Shards, write_arrays
+from hvdkeras.data import rows as rows_module
+from hvdkeras.data.columns import Column
+from hvdkeras.data.parts import write_part
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.shards import Shards, write_arrays
 
 COLUMNS = (Column("x", (3,), "float32"), Column("y", (), "int32"))
 

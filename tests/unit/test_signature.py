@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from hvdkeras.columns import Column
+from hvdkeras.data.columns import Column
 from hvdkeras.signature import columns
 
 

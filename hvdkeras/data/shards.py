@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from hvdkeras.columns import Column, DataError, check_names, check_type
-from hvdkeras.parts import Part, Report, block_rows, check_reports, write_part
-from hvdkeras.store import normalized, open_filesystem
+from hvdkeras.data.columns import Column, DataError, check_names, check_type
+from hvdkeras.data.parts import Part, Report, block_rows, check_reports, write_part
+from hvdkeras.data.store import normalized, open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import dataset
@@ -201,7 +201,7 @@ def write_dataframe(
             in the store.
         ValueError: The store can't be written, or an executor does not see it.
     """
-    from hvdkeras.frames import select, write_partitions
+    from hvdkeras.data.frames import select, write_partitions
 
     distinct = tuple(dict.fromkeys(columns))
     selected = select(df, distinct)

@@ -1,14 +1,4 @@
-"""The center variable that every rank holds, kept equal by one nonblocking reduction an exchange.
-
-`hvdkeras.window` has the other one, which lives in one-sided windows and lets each rank go at its own pace.
-Both know MPI and NumPy only, both have the verbs `pull`, `push`, `exchange` and `free`, and both take the
-same rules::
-
-    rule(local, center, *vectors) -> (new_local, push)
-
-A rule is a pure function, elementwise, of float32 vectors of one length; the center becomes center + push.
-It is called on one block of the vectors after the other, so that its temporaries stay in the cache.
-"""
+"""The center variable that every rank holds, kept equal by one nonblocking reduction an exchange."""
 
 from __future__ import annotations
 
@@ -19,100 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-# Elements of a block. At 256 KiB a vector, what a rule reads and writes still fits the caches, NumPy's cost
-# of a call is small beside its work, and from here on NumPy reuses the temporaries of an expression.
-BLOCK = 65_536
-
-# Seconds between two looks at what is under way: more often costs the core.
-LOOK = 0.001
-
-# A look that took longer than this many seconds has moved data, and more is likely to be there. Without it a
-# reduction of 10 MB between two ranks of one host took 48 ms, with it 5 ms.
-MOVED = 10e-6
-
-
-def look(done: Callable[[], bool], pause: float = LOOK) -> bool:
-    """Calls `done` once and gives the core away for `pause` seconds unless it is true or something moves."""
-    begin = time.perf_counter()
-    if done():
-        return True
-    if time.perf_counter() - begin < MOVED:
-        time.sleep(pause)
-    return False
-
-
-def wait(done: Callable[[], bool], timeout: float, what: str) -> float:
-    """Calls `done` until it is true and gives the core away in between.
-
-    A rank that waits inside MPI spins, and takes a core from one that computes. The pauses grow with the time
-    waited, so that a short wait stays short.
-
-    Returns:
-        The seconds waited.
-
-    Raises:
-        TimeoutError: `timeout` seconds have passed.
-    """
-    start = time.perf_counter()
-    elapsed = 0.0
-    while not look(done, pause=min(LOOK, elapsed / 10)):
-        elapsed = time.perf_counter() - start
-        if elapsed > timeout:
-            raise TimeoutError(f"rank {MPI.COMM_WORLD.rank} waited {timeout:g} s for {what}")
-    return time.perf_counter() - start
-
-
-def vector(name: str, value: np.ndarray, length: int | None = None) -> np.ndarray:
-    """Returns `value` if it is a float32 vector that MPI can read in place, of `length` elements if given."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
-        received = getattr(value, "dtype", type(value).__name__)
-        raise TypeError(f"{name} must be a NumPy vector of float32. Received: {received}")
-    if value.ndim != 1 or not value.flags.c_contiguous or value.size == 0:
-        raise ValueError(
-            f"{name} must be one contiguous vector that is not empty. "
-            f"Received: shape {value.shape}, strides {value.strides}"
-        )
-    if length is not None and value.size != length:
-        raise ValueError(f"{name} must have the center's {length} elements. Received: {value.size}")
-    return value
-
-
-def destination(out: np.ndarray | None, length: int) -> np.ndarray:
-    """Returns `out`, checked, or a new vector."""
-    if out is None:
-        return np.empty(length, np.float32)
-    if not vector("out", out, length).flags.writeable:
-        raise ValueError("out must be writeable. Received: a read-only vector")
-    return out
-
-
-def blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
-    """Cuts the elements from `start` to `stop` into slices of at most `size`."""
-    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
-
-
-def checked(results: Sequence[np.ndarray], count: int, shape: tuple[int]) -> Sequence[np.ndarray]:
-    """Returns what a rule returned; NumPy would spread a scalar or a wrong shape over the vector silently."""
-    if len(results) != count or any(result.shape != shape for result in results):
-        shapes = [np.shape(result) for result in results]
-        raise ValueError(f"a rule must return {count} vectors of shape {shape} here. Received: {shapes}")
-    return results
-
-
-def agree_on_length(comm: MPI.Comm, length: int, timeout: float) -> None:
-    """Raises ValueError on every rank unless all have vectors of the same length."""
-    lengths = np.empty(comm.size, np.int64)
-    request = comm.Iallgather(np.array([length], np.int64), lengths)
-    wait(request.Test, timeout, f"all {comm.size} ranks to make the center")
-    if (lengths != length).any():
-        raise ValueError(f"initial must have the same length on every rank. Received: {lengths.tolist()}")
-
-
-def duplicate(comm: MPI.Comm, timeout: float) -> MPI.Comm:
-    """Gives the center its own communicator, so that its messages never meet the user's."""
-    own, request = comm.Idup()
-    wait(request.Test, timeout, f"all {comm.size} ranks to make the center")
-    return own
+from hvdkeras.center.vectors import blocks, checked, destination, vector
+from hvdkeras.center.waiting import agree_on_length, duplicate, look, wait
 
 
 class ReplicatedCenter:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center import blocks, wait
+from hvdkeras.center.vectors import blocks
+from hvdkeras.center.waiting import wait
 
 # A chunk below a megabyte loses more in its lock than it gains beside the others; more than 16 gain nothing.
 CHUNKS = 16
@@ -55,7 +56,7 @@ class Chunk:
         return [offset, block.stop - block.start, MPI.FLOAT]
 
     def open(self) -> None:
-        """Opens the window. MPI is told not to lock it: hvdkeras.turns says who may use it when."""
+        """Opens the window. MPI is told not to lock it: hvdkeras.center.turns says who may use it when."""
         self.window.Lock(self.host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from hvdkeras.columns import Column, DataError, Problem, convert, row_bytes
-from hvdkeras.store import ColumnFile, local_path, open_filesystem, upload
+from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
+from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
 
 # Blocks of this size keep the source, Arrow and the file system busy at once and stay in the caches.
 _BLOCK_BYTES = 4 << 20

@@ -1,7 +1,6 @@
 """The center variable in one-sided MPI windows: each rank exchanges with it at its own pace.
 
-`hvdkeras.center` has the other one, for ranks that go in step, and tells what a rule is. `hvdkeras.chunks` is
-the memory, `hvdkeras.ledger` counts.
+`chunks` is the memory, `turns` the locks, `ledger` counts, `attendant` serves other hosts.
 """
 
 from __future__ import annotations
@@ -13,20 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.attendant import Attendant
-from hvdkeras.center import (
-    BLOCK,
-    agree_on_length,
-    blocks,
-    checked,
-    destination,
-    duplicate,
-    vector,
-    wait,
-)
-from hvdkeras.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
-from hvdkeras.ledger import Ledger
-from hvdkeras.turns import Turns
+from hvdkeras.center.attendant import Attendant
+from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
+from hvdkeras.center.ledger import Ledger
+from hvdkeras.center.turns import Turns
+from hvdkeras.center.vectors import BLOCK, blocks, checked, destination, vector
+from hvdkeras.center.waiting import agree_on_length, duplicate, wait
 
 # Seconds between two looks of a rank that waits for the others to finish, which may take minutes.
 PATIENCE = 0.05

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hvdkeras.columns import Column
-from hvdkeras.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
+from hvdkeras.data.columns import Column
+from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
 
 
 def is_dataframe(data: Any) -> bool:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hvdkeras.columns import Column, row_bytes
-from hvdkeras.shards import Shards
-from hvdkeras.store import local_path, map_rows, open_filesystem
+from hvdkeras.data.columns import Column, row_bytes
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.store import local_path, map_rows, open_filesystem
 
 # Each piece of the data that a gather touches costs a few microseconds, whatever it gives. Where there are
 # many pieces, several batches are gathered at once, within this memory.

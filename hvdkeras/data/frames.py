@@ -21,9 +21,9 @@ from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import ArrayType, DataType, StructField
 
-from hvdkeras.columns import Column, Problem, check_names, check_type
-from hvdkeras.parts import Part, Report, block_rows, write_part
-from hvdkeras.store import open_filesystem
+from hvdkeras.data.columns import Column, Problem, check_names, check_type
+from hvdkeras.data.parts import Part, Report, block_rows, write_part
+from hvdkeras.data.store import open_filesystem
 
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 import numpy as np
 import pyarrow as pa
 
-from hvdkeras.raw import SIZE, flat_values, is_list, is_number, plain_type
+from hvdkeras.data.raw import SIZE, flat_values, is_list, is_number, plain_type
 
 NOT_FINITE = "NaN or infinite values"
 FRACTION = "fractions"
