@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def run(
         num_workers: ranks that train; those beyond them have an empty result.
     """
     job = environment.job()
+    logging.getLogger("hvdkeras").setLevel(logging.INFO if trainer.verbose else logging.WARNING)
     gpu_name = gpu.pin(job.local_rank, job.local_size)
     threads = gpu.limit_threads(min(job.local_size, num_workers), trainer.threads)
     device = f"GPU {gpu_name}" if gpu_name else f"CPU, {threads} threads"

@@ -159,5 +159,6 @@ def limit_threads(local_size: int, threads: int | None = None) -> int:
             tensorflow.config.threading.set_intra_op_parallelism_threads(count)
             tensorflow.config.threading.set_inter_op_parallelism_threads(count)
         except RuntimeError:
-            log.warning("TensorFlow had started its threads before this rank was given %d", count)
+            if threads is not None:
+                log.warning("TensorFlow had started its threads before this rank was given %d", count)
     return count

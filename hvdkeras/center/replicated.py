@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.vectors import blocks, checked, destination, vector
+from hvdkeras.center.vectors import blocks, checked, destination, read_only, vector
 from hvdkeras.center.waiting import agree_on_length, duplicate, look, wait
 
 
@@ -112,7 +112,7 @@ class ReplicatedCenter:
         self._complete()
         out = destination(out, length)
         for block in blocks(0, length):
-            results = rule(local[block], self._center[block], *(more[block] for more in vectors))
+            results = rule(local[block], read_only(self._center[block]), *(more[block] for more in vectors))
             out[block], self._update[block] = checked(results, 2, local[block].shape)
         self._reduce()
         self._verbs += time.perf_counter() - begin

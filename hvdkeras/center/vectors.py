@@ -40,6 +40,13 @@ def blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
+def read_only(values: np.ndarray) -> np.ndarray:
+    """Returns a view that can't be written to: a rule that works in place must not change the center."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
 def checked(results: Sequence[np.ndarray], count: int, shape: tuple[int]) -> Sequence[np.ndarray]:
     """Returns what a rule returned; NumPy would spread a scalar or a wrong shape over the vector silently."""
     if len(results) != count or any(result.shape != shape for result in results):

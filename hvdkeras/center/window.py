@@ -16,7 +16,7 @@ from hvdkeras.center.attendant import Attendant
 from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
 from hvdkeras.center.ledger import Ledger
 from hvdkeras.center.turns import Turns
-from hvdkeras.center.vectors import BLOCK, blocks, checked, destination, vector
+from hvdkeras.center.vectors import BLOCK, blocks, checked, destination, read_only, vector
 from hvdkeras.center.waiting import agree_on_length, duplicate, wait
 
 # Seconds between two looks of a rank that waits for the others to finish, which may take minutes.
@@ -42,6 +42,9 @@ class WindowCenter:
         sharded: Spreads the chunks over the ranks, for vectors that outgrow the link of rank 0's host.
         timeout: Seconds that a wait for other ranks may take without anything happening.
 
+    Attributes:
+        size: Number of ranks that share the center.
+
     Raises:
         OSError: The host has not enough shared memory.
         RuntimeError: The ranks are on several hosts and MPI has no MPI_THREAD_MULTIPLE.
@@ -60,6 +63,7 @@ class WindowCenter:
         vector("initial", initial)
         if slots < 0:
             raise ValueError(f"slots must not be negative. Received: {slots}")
+        self.size = comm.size
         self._length, self._parts, self._timeout = initial.size, 1 + slots, timeout
         self._comm = duplicate(comm, timeout)
         agree_on_length(self._comm, self._length, timeout)
@@ -222,7 +226,7 @@ class WindowCenter:
         for block in blocks(piece.start, piece.stop):
             parts = held[:, block.start - piece.start : block.stop - piece.start]
             local, *more = (values[block] for values in vectors)
-            results = checked(rule(local, *parts, *more), 1 + self._parts, local.shape)
+            results = checked(rule(local, *map(read_only, parts), *more), 1 + self._parts, local.shape)
             out[block] = results[0]
             for values, push in zip(parts, results[1:], strict=True):
                 values += push

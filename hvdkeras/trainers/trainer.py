@@ -280,7 +280,9 @@ class Trainer(TunableEstimator):
     def _check_window(self, rows: int, num_workers: int) -> None:
         """Warns where the window that was asked for can't be had."""
         steps = -(-rows // (num_workers * self.batch_size))
-        if self.synchronous is not None and (self.communication_window or 0) > steps:
+        job = environment.job()
+        exchanges = self.synchronous is not None and (job is None or job.rank == 0)
+        if exchanges and (self.communication_window or 0) > steps:
             logger.warning(
                 "communication_window should be at most the %d batches of an epoch: a window ends with its "
                 "epoch. Received: %d",

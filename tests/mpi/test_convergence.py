@@ -12,9 +12,9 @@ ASYNCHRONOUS = ["AsynchronousEASGD", "EAMSGD", "DOWNPOUR", "AdaptiveDOWNPOUR", "
 @pytest.mark.parametrize(
     ("size", "algorithms"),
     [
-        (1, list(digits.ALGORITHMS)),
-        (2, list(digits.ALGORITHMS)),
-        (3, list(digits.ALGORITHMS)),
+        (1, digits.ALGORITHMS),
+        (2, digits.ALGORITHMS),
+        (3, digits.ALGORITHMS),
         (4, ASYNCHRONOUS),
     ],
 )

@@ -133,3 +133,24 @@ def errors():
 
 def test_errors_say_what_was_received(on_ranks):
     assert all(on_ranks(2, errors))
+
+
+def writes_to_the_center():
+    from mpi4py import MPI
+
+    from hvdkeras.center import ReplicatedCenter, WindowCenter
+
+    def rule(local, center):
+        center -= local
+        return local, center
+
+    for kind in (ReplicatedCenter, WindowCenter):
+        center = kind(MPI.COMM_WORLD, np.zeros(3, np.float32))
+        with pytest.raises(ValueError, match="read-only"):
+            center.exchange(rule, np.ones(3, np.float32))
+        center.free()
+    return True
+
+
+def test_a_rule_can_not_change_the_center_in_place(on_ranks):
+    assert on_ranks(1, writes_to_the_center) == [True]
