@@ -88,4 +88,9 @@ class TunableEstimator(Estimator):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
-        return ModelPredictor(self.train(dataset), features_col=self.features_col, output_col=self.output_col)
+        return ModelPredictor(
+            self.train(dataset),
+            features_col=self.features_col,
+            output_col=self.output_col,
+            custom_objects=self.custom_objects,
+        )

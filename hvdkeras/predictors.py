@@ -15,8 +15,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
 from hvdkeras import expressions as sql
+from hvdkeras.merging import merged
 from hvdkeras.modelfile import SavedModel, Tensor
 from hvdkeras.scoring import Scoring, content_key, spark_type
+from hvdkeras.signature import as_list
 from hvdkeras.stages import Stage, StageReader, StageWriter, at_least, names, new_names, one_of, param
 from hvdkeras.weights import model_from_bytes
 
@@ -40,7 +42,8 @@ class ModelPredictor(Stage, Model):
 
     Args:
         keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must
-            be registered with Keras or be among `custom_objects`.
+            be registered with Keras or be among `custom_objects`. A list of models with the same inputs and
+            outputs, an ensemble's members, predicts their mean.
         features_col: column for each of the model's inputs, in their order: a name or a list.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
@@ -51,6 +54,8 @@ class ModelPredictor(Stage, Model):
         handle_invalid: what a row with a null or NaN among its features gets: "error" ends the job, "keep"
             gives null.
         custom_objects: classes and functions by name that are not registered with Keras.
+        disagreement_col: for a list of models, a column to add for each output with the members' standard
+            deviation. Default: none.
 
     Raises:
         ValueError: the model has no known inputs, shapes differ from row to row, or the numbers of columns
@@ -72,7 +77,16 @@ class ModelPredictor(Stage, Model):
         batch_size: int = 1024,
         handle_invalid: str = "error",
         custom_objects: Mapping[str, Any] | None = None,
+        disagreement_col: str | Sequence[str] | None = None,
     ) -> None:
+        if isinstance(keras_model, list | tuple):
+            keras_model = merged(keras_model, disagreement=disagreement_col is not None)
+            output_col = [*as_list(output_col), *as_list(disagreement_col or [])]
+        elif disagreement_col is not None:
+            raise ValueError(
+                "disagreement_col must be left out unless keras_model is a list of models. Received: "
+                f"{disagreement_col!r}"
+            )
         super().__init__(
             features_col=features_col,
             output_col=output_col,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hvdkeras import worker
-from hvdkeras.signature import as_list, output_names
+from hvdkeras.merging import merged
 from hvdkeras.trainers.trainer import Trainer, require_positive
 
 
@@ -57,24 +57,3 @@ class EnsembleTrainer(Trainer):
     def _trained(self, result: worker.Result) -> Any:
         members = self._models(result)
         return self.compile(merged(members)) if self.merge_models else members
-
-
-def merged(members: list[Any]) -> Any:
-    """Returns one Keras model, not compiled, whose outputs are the means of the members' outputs.
-
-    Args:
-        members: models with the same inputs and outputs.
-    """
-    import keras
-
-    first = members[0]
-    inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in first.inputs]
-    outputs = []
-    for number, member in enumerate(members):
-        member.name = f"member_{number}"
-        outputs.append(as_list(member(inputs if len(inputs) > 1 else inputs[0])))
-    means = [
-        keras.layers.Average(name=n)(list(each))
-        for n, each in zip(output_names(first), zip(*outputs, strict=True), strict=True)
-    ]
-    return keras.Model(inputs if len(inputs) > 1 else inputs[0], means if len(means) > 1 else means[0])

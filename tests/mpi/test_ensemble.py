@@ -24,7 +24,7 @@ def two_outputs():
 def train(arguments: dict) -> dict:
     """What a rank of the job runs; rank 0 looks at what came out."""
     import hvdkeras
-    from hvdkeras.trainers.ensemble import merged
+    from hvdkeras.merging import merged
     from hvdkeras.weights import model_from_bytes, model_to_bytes
 
     columns = data()
@@ -42,7 +42,7 @@ def train(arguments: dict) -> dict:
     )
     members = trainer.train(columns)
     features = columns["features"]
-    one = merged(members)
+    one = merged(members, disagreement=True)
     copy = model_from_bytes(model_to_bytes(one))
 
     def predict(model):
@@ -68,6 +68,7 @@ def test_members_differ_and_their_mean_is_the_merged_model(on_ranks, arguments):
             assert (stacked.std(axis=0).max(axis=-1) > 1e-4).all()
             np.testing.assert_allclose(result["merged"][output], stacked.mean(axis=0), atol=1e-6)
             np.testing.assert_allclose(result["saved"][output], stacked.mean(axis=0), atol=1e-6)
+            np.testing.assert_allclose(result["saved"][output + 2], stacked.std(axis=0), atol=1e-6)
         rows = [rank["rows"] for rank in result["history"]]
         if arguments.get("partition", True):
             assert rows == [[30, 30]] * 3

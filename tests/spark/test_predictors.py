@@ -123,6 +123,17 @@ def test_several_inputs_and_outputs_in_one_pass(keras, data, values):
     assert plan.count("ArrowEvalPython") == 1
 
 
+def test_an_ensembles_mean_and_disagreement(keras, data, values):
+    layers = keras.layers
+    members = [keras.Sequential([keras.Input((SIZE,)), layers.Dense(2)]) for _ in range(3)]
+    single = np.stack([member.predict(values, verbose=0) for member in members])
+    frame = ModelPredictor(members, "dense", disagreement_col="disagreement").transform(data)
+    np.testing.assert_allclose(collected(frame), single.mean(axis=0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(collected(frame, "disagreement"), single.std(axis=0), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="disagreement_col must be left out unless"):
+        ModelPredictor(members[0], "dense", disagreement_col="disagreement")
+
+
 def test_dicts_of_inputs_and_outputs(keras, data, values):
     layers = keras.layers
     # Keras orders both by key: number before vector, sum before wide.

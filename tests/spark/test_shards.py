@@ -10,7 +10,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
 
-from hvdkeras import frames, parts
+from hvdkeras.data import frames, parts
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_dataframe
