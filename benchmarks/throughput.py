@@ -7,6 +7,8 @@ the same `steps_per_execution` and no exchange. Each repetition measures the lim
 the other; the table has the medians of the repetitions' samples/s and of their ratios. The first epoch of
 every run is left out: it compiles.
 
+The last comparison is of rank 0's speed beside a worker that waits for its data, with and without that wait.
+
 MLP 784-256-128-10, batch 128, window 16, one TensorFlow thread a process, no binding to cores.
 """
 
@@ -17,6 +19,8 @@ import time
 from multiprocessing import get_context
 
 import numpy as np
+
+import hvdkeras
 
 WINDOW, BATCH_SIZE = 16, 128
 LOSS = "sparse_categorical_crossentropy"
@@ -82,18 +86,45 @@ def limit(processes: int, rows: int, epochs: int) -> float:
     return sum(speeds)
 
 
-def trained(trainer: str, processes: int, rows: int, epochs: int) -> float:
-    import hvdkeras
-
+def speeds(trainer: type, processes: int, rows: int, epochs: int) -> list[float]:
+    """Samples/s of each rank."""
     features, labels = data(rows * processes)
     arguments = {"loss": LOSS, "metrics": ["accuracy"], "batch_size": BATCH_SIZE, "num_epoch": epochs}
     if processes > 1:
         arguments |= {"num_workers": processes, "communication_window": WINDOW}
-    used = getattr(hvdkeras, trainer)(mlp(), learning_rate=0.01, threads=1, verbose=0, **arguments)
+    used = trainer(mlp(), learning_rate=0.01, threads=1, verbose=0, **arguments)
     used.train({"features": features, "label": labels})
     table = used.history.to_pandas().query("epoch > 1")
     table["speed"] = table["rows"] / table.filter(like="seconds_").sum(axis=1)
-    return table.groupby("rank")["speed"].median().sum()
+    return table.groupby("rank")["speed"].median().tolist()
+
+
+class WithASlowWorker(hvdkeras.AsynchronousEASGD):
+    """Rank 1 waits for each of its batches."""
+
+    def prepare(self, model, rows, comm) -> None:
+        if comm.rank == 1:
+            batches = rows.batches
+            rows.batches = lambda epoch: map(self.late, batches(epoch))
+
+    @staticmethod
+    def late(batch):
+        time.sleep(0.005)
+        return batch
+
+
+def compare_slow_worker(rows: int, epochs: int, repetitions: int) -> None:
+    trainers = hvdkeras.AsynchronousEASGD, WithASlowWorker
+    pairs = [[speeds(each, 2, rows, epochs) for each in trainers] for _ in range(repetitions)]
+    before, beside, slow = (
+        statistics.median(values)
+        for values in zip(*((usual[0], late[0], late[1]) for usual, late in pairs), strict=True)
+    )
+    ratio = statistics.median(late[0] / usual[0] for usual, late in pairs)
+    print(
+        f"{'rank 0 beside a slow worker':30} {before:10,.0f} {beside:10,.0f}             {ratio:.2f} (0.95)"
+    )
+    print(f"{'  (the slow one)':30} {'':10} {slow:10,.0f}", flush=True)
 
 
 def main() -> None:
@@ -113,13 +144,15 @@ def main() -> None:
         pairs = [
             (
                 limit(processes, options.rows, options.epochs),
-                trained(trainer, processes, options.rows, options.epochs),
+                sum(speeds(getattr(hvdkeras, trainer), processes, options.rows, options.epochs)),
             )
             for _ in range(options.repetitions)
         ]
         limits, speeds = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratio = statistics.median(speed / bound for bound, speed in pairs)
         print(f"{name:30} {limits:10,.0f} {speeds:10,.0f}             {ratio:.2f} ({aim})", flush=True)
+    if not options.only or options.only in "slow worker":
+        compare_slow_worker(options.rows, options.epochs, options.repetitions)
 
 
 if __name__ == "__main__":

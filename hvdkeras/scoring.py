@@ -86,9 +86,11 @@ class Scoring:
         results = [np.empty((rows, t.size), _arrow_dtype(t).to_pandas_dtype()) for t in self.outputs]
         for start in range(0, rows, self.batch_size):
             part = slice(start, min(start + self.batch_size, rows))
-            tensors = [_stack(v[part], t) for v, t in zip(values, self.inputs, strict=True)]
-            for tensor in tensors:
-                invalid[part] |= _has_nan(tensor)
+            tensors = []
+            for column, tensor in zip(values, self.inputs, strict=True):
+                stacked, nan = _stack(column[part], tensor)
+                tensors.append(stacked)
+                invalid[part] |= nan
             for result, output in zip(results, model(*tensors), strict=True):
                 result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)
         if invalid.any() and not self.keep_invalid:
@@ -192,20 +194,21 @@ def _numpy_dtype(tensor: Tensor) -> np.dtype:
     return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
 
 
-def _stack(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Puts rows together as one array of the tensor's shape and dtype."""
+def _stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Puts rows together as one array of the tensor's shape and dtype.
+
+    Also tells which of them held NaN; these are zeros now.
+    """
     dtype = _numpy_dtype(tensor)
     if values.dtype == object:
-        # One pass that copies and casts.
-        values = np.concatenate(values, dtype=dtype, casting="unsafe")
-    return values.astype(dtype, copy=False).reshape(-1, *tensor.shape)
-
-
-def _has_nan(tensor: np.ndarray) -> np.ndarray | bool:
-    """Tells for each row whether it holds NaN."""
-    if tensor.dtype.kind != "f":
-        return False
-    return np.isnan(tensor).reshape(len(tensor), -1).any(axis=1)
+        # Floats are cast while they are copied. For whole numbers NaN must be seen before it is cast.
+        values = np.concatenate(values, dtype=dtype if dtype.kind == "f" else None, casting="unsafe")
+    rows = values.reshape(-1, tensor.size)
+    nan = np.isnan(rows).any(axis=1) if rows.dtype.kind == "f" else np.zeros(len(rows), bool)
+    if nan.any():
+        # As a whole number NaN is anything, also an index that a layer would refuse.
+        rows = np.where(nan[:, None], 0, rows)
+    return rows.astype(dtype, copy=False).reshape(-1, *tensor.shape), nan
 
 
 class _Numbers(pd.arrays.ArrowExtensionArray):

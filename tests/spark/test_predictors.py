@@ -176,6 +176,16 @@ def test_invalid_rows_get_null_when_kept(holes, model, values, output_type):
     np.testing.assert_allclose(got, model.predict(values[good], verbose=0), rtol=0, atol=1e-6)
 
 
+def test_null_elements_of_whole_numbers_are_invalid_too(keras, spark):
+    model = keras.Sequential([keras.Input((2,), dtype="int32"), keras.layers.Embedding(5, 1)])
+    rows = [(0, [1, 2]), (1, [3, None]), (2, None)]
+    frame = spark.createDataFrame(rows, "id int, features array<int>").coalesce(1)
+    predictor = ModelPredictor(model, handle_invalid="keep")
+    got = [row.prediction for row in predictor.transform(frame).orderBy("id").collect()]
+    np.testing.assert_allclose(got[0], model.predict(np.array([[1, 2]]), verbose=0)[0], rtol=0, atol=1e-6)
+    assert got[1:] == [None, None]
+
+
 def test_invalid_rows_end_the_job_by_default(holes, model):
     with pytest.raises(
         Exception, match=r"ModelPredictor_\w+: column 'features' must hold neither null nor NaN. Rec"
