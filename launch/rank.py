@@ -140,8 +140,12 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
 
 def show_log() -> None:
     """Lets this package's log reach stderr, unless the program has arranged its logging otherwise."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     own = logging.getLogger("hvdkeras")
+    if not own.hasHandlers():
+        # Not on the root: what other packages show themselves would come twice.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        own.addHandler(handler)
     if own.level == logging.NOTSET:
         own.setLevel(logging.INFO)
 

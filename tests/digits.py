@@ -3,20 +3,20 @@
 import numpy as np
 
 FOUND = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], "verbose": 0}
-LEARN = {**FOUND, "batch_size": 16, "num_epoch": 20, "learning_rate": 0.1}
+LEARN = {**FOUND, "batch_size": 16, "num_epoch": 30, "learning_rate": 0.1}
 
 ALGORITHMS: dict[str, dict] = {
     "SingleTrainer": {},
     "AveragingTrainer": {"communication_window": 8},
     "SynchronousSGD": {},
-    "EASGD": {"rho": 2.5, "communication_window": 4},
+    "EASGD": {"rho": 1.25, "learning_rate": 0.2, "communication_window": 4},
     "SynchronousEAMSGD": {"rho": 2.5, "communication_window": 4, "momentum": 0.5},
     "DiLoCo": {"communication_window": 16, "outer_momentum": 0.5},
-    "AsynchronousEASGD": {"rho": 2.5, "communication_window": 4},
+    "AsynchronousEASGD": {"rho": 1.25, "learning_rate": 0.2, "communication_window": 4},
     "EAMSGD": {"rho": 2.5, "communication_window": 4, "momentum": 0.5},
     "DOWNPOUR": {},
     "AdaptiveDOWNPOUR": {"server_learning_rate": 0.02},
-    "DynSGD": {},
+    "DynSGD": {"learning_rate": 0.2},
     "ADAG": {"communication_window": 4, "learning_rate": 0.2},
     "EnsembleTrainer": {"merge_models": True, "partition": False},
 }
