@@ -180,6 +180,8 @@ def test_nothing_outlives_the_driver(way, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Where the tests run in a shell's background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     read = []
     while "rank works" not in "".join(read[-1:]):

@@ -129,8 +129,11 @@ def turns_in(seconds, length, sharded):
 @pytest.mark.parametrize("length", [1000, 2_500_000])
 @pytest.mark.parametrize("size", [2, 4])
 def test_no_rank_gets_under_half_of_another(on_ranks, size, length):
-    turns = on_ranks(size, turns_in, 2.0, length, False)
-    assert min(turns) >= max(turns) / 2, turns
+    # Other work on the machine can hold a rank back for a while: what is always unfair fails three times.
+    trials = []
+    while not trials or (min(trials[-1]) < max(trials[-1]) / 2 and len(trials) < 3):
+        trials.append(on_ranks(size, turns_in, 2.0, length, False))
+    assert min(trials[-1]) >= max(trials[-1]) / 2, trials
 
 
 def adagrad(local, center, accumulator, gradient):
