@@ -16,7 +16,7 @@ COUNT = MPI.INT64_T
 
 # Two counters each: the next ticket, and the one whose turn it is. On cache lines of their own.
 STRIDE = 16
-NEXT, SERVED = 0, 1
+NEXT, SERVED = 0, 8
 
 
 class Turns:
@@ -72,9 +72,10 @@ class Turns:
     def give(self, index: int) -> None:
         """Ends this rank's turn at the lock that it took last."""
         host, place = self._locks[index]
-        self._ticket += self._one
+        # Not a Put: on one host that is a memcpy, which stores eight bytes twice. A rank that loses its core
+        # between the two stores would set the counter back when others have long moved it on.
         self._window.Lock(host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
-        self._window.Put(self._ticket_to_mpi, host, (place + SERVED, 1, COUNT))
+        self._window.Fetch_and_op(self._one_to_mpi, self._served_to_mpi, host, place + SERVED)
         self._window.Unlock(host)
         self._own = 0
 

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import cloudpickle
 import keras
 import numpy as np
 import pytest
@@ -101,13 +102,13 @@ def test_custom_layers_must_be_given():
 
 def test_registered_layers_travel_with_the_trainer():
     trainer = hvdkeras.EASGD(keras.Sequential([keras.Input((3,)), Registered(1)]), loss="mse")
-    copy = pickle.loads(pickle.dumps(trainer))
+    copy = pickle.loads(cloudpickle.dumps(trainer))
     assert isinstance(copy.compiled_model().layers[0], Registered)
 
 
 def test_what_the_model_was_compiled_with_is_the_default():
     trainer = hvdkeras.EASGD(model(optimizer=keras.optimizers.Adam(0.5), loss="mae", metrics=["mse"]))
-    copy = pickle.loads(pickle.dumps(trainer)).compiled_model()
+    copy = pickle.loads(cloudpickle.dumps(trainer)).compiled_model()
     assert isinstance(copy.optimizer, keras.optimizers.Adam)
     assert float(copy.optimizer.learning_rate) == 0.5
     assert copy.loss == "mae"
@@ -121,9 +122,9 @@ def test_default_optimizer_is_sgd_at_the_learning_rate():
 
 def test_pickled_trainer_is_small_and_has_the_weights():
     original = model()
-    trainer = pickle.loads(pickle.dumps(hvdkeras.SingleTrainer(original, loss="mse")))
+    trainer = pickle.loads(cloudpickle.dumps(hvdkeras.SingleTrainer(original, loss="mse")))
     np.testing.assert_array_equal(trainer.compiled_model().get_weights()[0], original.get_weights()[0])
-    assert len(pickle.dumps(trainer)) < 40_000
+    assert len(cloudpickle.dumps(trainer)) < 40_000
 
 
 @pytest.mark.parametrize("data", [3, None, [1, 2]])
