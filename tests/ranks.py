@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ class RanksFailed(AssertionError):
         how = "was stopped, its time was over" if returncode is None else f"ended with {returncode}"
         tracebacks = "".join(f"\n--- rank {rank}\n{text}" for rank, text in sorted(errors.items()))
         super().__init__(f"mpirun {how}{tracebacks}\n--- output\n{output[-4000:]}")
+
+
+def orphans() -> set[str]:
+    """Names in /dev/shm that no process has mapped: what a job has left behind, and no running one's own."""
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # the process has ended
+            mapped.update(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
+    return set(os.listdir("/dev/shm")) - mapped
 
 
 def pack(file: Path, fn: Callable[..., Any], args: tuple) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from hvdkeras import TrainingError, launch
 
+from ranks import orphans
+
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("no_process_left")]
 
 
@@ -45,7 +47,7 @@ def fail(rank: int, how: str) -> None:
     [(1, "killed in a lock", signal.SIGKILL), (0, "killed in a lock", signal.SIGKILL), (1, "raises", None)],
 )
 def test_one_error_and_nothing_left(rank, how, expected_signal):
-    before = set(os.listdir("/dev/shm"))
+    before = orphans()
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with pytest.raises(TrainingError) as caught:
@@ -57,6 +59,6 @@ def test_one_error_and_nothing_left(rank, how, expected_signal):
     assert ("between pull and push" in (caught.value.remote_traceback or "")) == (how == "raises")
     # Open MPI removes its files when the last of its processes is gone, a little after the launch's end.
     deadline = time.monotonic() + 10
-    while (left := set(os.listdir("/dev/shm")) - before) and time.monotonic() < deadline:
+    while (left := orphans() - before) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == set()
