@@ -148,9 +148,9 @@ def main() -> None:
             )
             for _ in range(options.repetitions)
         ]
-        limits, speeds = (statistics.median(values) for values in zip(*pairs, strict=True))
-        ratio = statistics.median(speed / bound for bound, speed in pairs)
-        print(f"{name:30} {limits:10,.0f} {speeds:10,.0f}             {ratio:.2f} ({aim})", flush=True)
+        bound, reached = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(speed / most for most, speed in pairs)
+        print(f"{name:30} {bound:10,.0f} {reached:10,.0f}             {ratio:.2f} ({aim})", flush=True)
     if not options.only or options.only in "slow worker":
         compare_slow_worker(options.rows, options.epochs, options.repetitions)
 
