@@ -30,7 +30,6 @@ class FlatWeights:
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
         bounds = np.cumsum([0, *sizes]).tolist()
         self.size: int = bounds[-1]
-        self.size_bytes: int = 4 * self.size
 
         @tf.function
         def read() -> tf.Tensor:

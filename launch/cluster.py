@@ -44,6 +44,11 @@ def active_context() -> SparkContext:
     return context
 
 
+def is_local(context: SparkContext) -> bool:
+    """Tells whether the executor is a part of this process: `local`, `local[N]`, `local[N, F]`."""
+    return context.master == "local" or context.master.startswith("local[")
+
+
 def slots(context: SparkContext) -> int:
     """Counts the tasks that the executors registered now can run at the same time.
 
@@ -98,7 +103,7 @@ def check_slots(context: SparkContext, num_proc: int, start_timeout: float) -> N
         return
     conf = context.getConf()
     to_come = slots_to_come(conf)
-    local = context.master.startswith("local[") or context.master == "local"
+    local = is_local(context)
     if local or (to_come is not None and to_come < num_proc):
         raise ValueError(_too_few(context, num_proc, slots(context) if local else int(to_come)))
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":

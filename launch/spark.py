@@ -84,7 +84,7 @@ def run(
         start,
         task,
         num_proc,
-        driver_host=None if _is_local(context) else context.getConf().get("spark.driver.host"),
+        driver_host=None if cluster.is_local(context) else context.getConf().get("spark.driver.host"),
         start_timeout=start_timeout,
         env=driver.rank_variables(env),
         verbose=verbose,
@@ -125,10 +125,6 @@ def _no_word_of_cancelling() -> Iterator[None]:
         threading.excepthook = tell
 
 
-def _is_local(context: SparkContext) -> bool:
-    return context.master == "local" or context.master.startswith("local[")
-
-
 def _module_paths(context: SparkContext) -> list[str]:
     # On executors, what `addPyFile` sent lies in the working directory: modules as they are, and archives.
-    return sys.path if _is_local(context) else [".", *context._python_includes]
+    return sys.path if cluster.is_local(context) else [".", *context._python_includes]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.vectors import blocks, checked, destination, read_only, vector
+from hvdkeras.center.vectors import blocks, check_operands, checked, destination, read_only, vector
 from hvdkeras.center.waiting import agree_on_length, duplicate, look, wait
 
 
@@ -107,8 +107,7 @@ class ReplicatedCenter:
         """
         begin = time.perf_counter()
         length = self._center.size
-        for name, value in (("local", local), *((f"vector {i}", v) for i, v in enumerate(vectors))):
-            vector(name, value, length)
+        check_operands(local, vectors, length)
         self._complete()
         out = destination(out, length)
         for block in blocks(0, length):

@@ -26,6 +26,13 @@ def vector(name: str, value: np.ndarray, length: int | None = None) -> np.ndarra
     return value
 
 
+def check_operands(local: np.ndarray, vectors: Sequence[np.ndarray], length: int) -> None:
+    """Raises as `vector` does for what an exchange takes from its rank."""
+    vector("local", local, length)
+    for number, value in enumerate(vectors):
+        vector(f"vector {number}", value, length)
+
+
 def destination(out: np.ndarray | None, length: int) -> np.ndarray:
     """Returns `out`, checked, or a new vector."""
     if out is None:

@@ -16,7 +16,7 @@ from hvdkeras.center.attendant import Attendant
 from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
 from hvdkeras.center.ledger import Ledger
 from hvdkeras.center.turns import Turns
-from hvdkeras.center.vectors import BLOCK, blocks, checked, destination, read_only, vector
+from hvdkeras.center.vectors import BLOCK, blocks, check_operands, checked, destination, read_only, vector
 from hvdkeras.center.waiting import agree_on_length, duplicate, wait
 
 # Seconds between two looks of a rank that waits for the others to finish, which may take minutes.
@@ -154,8 +154,7 @@ class WindowCenter:
         Returns:
             The new local vector (n,).
         """
-        for name, value in (("local", local), *((f"vector {i}", v) for i, v in enumerate(vectors))):
-            vector(name, value, self._length)
+        check_operands(local, vectors, self._length)
         with self._verb("exchange"):
             out = destination(out, self._length)
             self._ledger.enter_push(pulls=True)
