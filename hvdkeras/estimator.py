@@ -9,6 +9,8 @@ import numpy as np
 from pyspark.ml import Estimator
 from pyspark.ml.param import Param
 
+from hvdkeras import signature
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
@@ -88,9 +90,10 @@ class TunableEstimator(Estimator):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
+        trained = self.train(dataset)
         return ModelPredictor(
-            self.train(dataset),
-            features_col=self.features_col,
+            trained,
+            features_col=signature.input_columns(self.keras_model, self.features_col),
             output_col=self.output_col,
             custom_objects=self.custom_objects,
         )

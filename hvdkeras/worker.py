@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvdkeras import signature
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards
 from hvdkeras.history import RankHistory
@@ -120,10 +121,17 @@ def _fit(
     from hvdkeras.exchange import Record
     from hvdkeras.feed import Feed
 
-    feed = Feed(rows, len(model.inputs))
+    feed = Feed(rows, model)
     record = Record(history, rows.rows, center, trainer.verbose)
     callbacks = [feed, *callbacks, record]
-    model.fit(feed.dataset(), epochs=trainer.num_epoch, verbose=0, shuffle=False, callbacks=callbacks)
+    model.fit(
+        feed.dataset(),
+        epochs=trainer.num_epoch,
+        verbose=0,
+        shuffle=False,
+        callbacks=callbacks,
+        class_weight=signature.class_weights(model, trainer.class_weight, rows.columns),
+    )
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hvdkeras import signature, weights, worker
 from hvdkeras.data import sources
+from hvdkeras.data.columns import Column
 from hvdkeras.data.shards import Shards
 from hvdkeras.estimator import TunableEstimator, require_positive
 from hvdkeras.history import History
@@ -38,9 +39,15 @@ class Trainer(TunableEstimator):
         num_workers: ranks to train with. Default: 2, or all ranks of the job in which the script runs.
         batch_size: rows of one step of one rank.
         num_epoch: passes over the data.
-        features_col: the column of the model's input, or a list with one column for each input.
-        label_col: the column of the labels, or a list with one column for each output. Integer labels fit
-            the sparse losses, and the categorical ones too: they are one-hot encoded by the output's size.
+        features_col: the column of the model's input; a list with one column for each input, or a dict by
+            the inputs' names: those of the Input layers, or the keys of a model that takes a dict.
+        label_col: the column of the labels; a list with one column for each output, or a dict by the
+            outputs' names. Integer labels fit the sparse losses, and the categorical ones too: they are
+            one-hot encoded by the output's size.
+        sample_weight_col: the column of the rows' weights in the loss; a list with one column for each
+            output, or a dict by the outputs' names. Default: all rows count the same.
+        class_weight: weights of the classes in the loss by class number, as in `keras.Model.fit`; classes
+            without an entry count 1. For models with one output, and not beside `sample_weight_col`.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
         learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
         seed: of the shuffling and of the ranks' random layers.
@@ -86,8 +93,10 @@ class Trainer(TunableEstimator):
         num_workers: int | None = None,
         batch_size: int = 32,
         num_epoch: int = 1,
-        features_col: str | Sequence[str] = "features",
-        label_col: str | Sequence[str] = "label",
+        features_col: signature.Names = "features",
+        label_col: signature.Names = "label",
+        sample_weight_col: signature.Names | None = None,
+        class_weight: Mapping[int, float] | None = None,
         output_col: str | Sequence[str] = "prediction",
         learning_rate: float = 0.01,
         seed: int = 0,
@@ -110,6 +119,8 @@ class Trainer(TunableEstimator):
         self.num_epoch = require_positive("num_epoch", num_epoch, int)
         self.features_col = features_col
         self.label_col = label_col
+        self.sample_weight_col = sample_weight_col
+        self.class_weight = class_weight
         self.output_col = output_col
         self.learning_rate = require_positive("learning_rate", learning_rate, float)
         self.seed = seed
@@ -263,7 +274,7 @@ class Trainer(TunableEstimator):
         """Raises where the ranks could not rebuild and compile the model; they would fail in the same way."""
         if isinstance(self.keras_model, bytes):  # a trainer that was pickled
             self.keras_model = self.compiled_model()
-        signature.columns(self.keras_model, self.loss, self.features_col, self.label_col)
+        signature.class_weights(self.keras_model, self.class_weight, self._columns())
         try:
             weights.check_metrics(self.metrics)
             self.compiled_model()
@@ -276,6 +287,11 @@ class Trainer(TunableEstimator):
                 f"{type(self.keras_model).__name__} {self.keras_model.name!r}, "
                 f"{type(error).__name__}: {reason}"
             ) from error
+
+    def _columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
+        """What a training reads of data whose columns `scalars` hold one number a row."""
+        columns = self.features_col, self.label_col, scalars, self.sample_weight_col
+        return signature.columns(self.keras_model, self.loss, *columns)
 
     def _check_window(self, rows: int, num_workers: int) -> None:
         """Warns where the window that was asked for can't be had."""
@@ -298,9 +314,7 @@ class Trainer(TunableEstimator):
                 "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
                 "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
             )
-        columns = signature.columns(
-            self.keras_model, self.loss, self.features_col, self.label_col, sources.scalar_columns(data)
-        )
+        columns = self._columns(sources.scalar_columns(data))
         if isinstance(data, Shards):
             data.check_columns(columns)
             yield data
