@@ -77,6 +77,10 @@ class ReplicatedCenter:
         self._verbs += time.perf_counter() - begin
         return out
 
+    def contents(self) -> np.ndarray:
+        """Returns a copy of the center, shape (1, n), as `WindowCenter.contents` does."""
+        return self.pull()[np.newaxis]
+
     def push(self, update: np.ndarray) -> None:
         """Adds the sum over the ranks of `update` (n,) to the center; `update` may be reused at once."""
         begin = time.perf_counter()
