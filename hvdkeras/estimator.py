@@ -30,6 +30,11 @@ def require_positive(name: str, value: Any, kind: type) -> Any:
     return kind(value)
 
 
+def require_positive_or_none(name: str, value: Any, kind: type) -> Any:
+    """As `require_positive`, and None stays None."""
+    return None if value is None else require_positive(name, value, kind)
+
+
 class TunableEstimator(Estimator):
     """A `pyspark.ml` Estimator whose params are its positive numbers.
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from hvdkeras.history import RankHistory
+from hvdkeras.standing import Position
 from hvdkeras.weights import FlatWeights
 
 logger = logging.getLogger("hvdkeras")
@@ -17,30 +18,28 @@ logger = logging.getLogger("hvdkeras")
 class Exchange(keras.callbacks.Callback):
     """Calls the trainer's rule at the end of every communication window, the last, shorter one included.
 
-    Keras runs `steps_per_execution = communication_window` batches in one call and fires the callback at
-    its end, also when an epoch's rows end before the window does.
-
     Args:
-        trainer: whose `begin` and `exchange` are called.
-        center: the center variable, on which the rank's weights already stand.
+        trainer: whose `exchange` is called.
+        center: the center variable.
         weights: the rank's trainable weights.
+        position: where the rank is.
+        state: what the trainer's `begin` returned, or its exchange before the training was interrupted.
+
+    Attributes:
+        state: what the exchange before returned.
     """
 
-    def __init__(self, trainer: Any, center: Any, weights: FlatWeights) -> None:
+    def __init__(
+        self, trainer: Any, center: Any, weights: FlatWeights, position: Position, state: Any
+    ) -> None:
         super().__init__()
-        self._trainer, self._center, self._weights = trainer, center, weights
-        self._state = trainer.begin(center.pull())
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._steps_done = 0
+        self._trainer, self._center, self._weights, self._position = trainer, center, weights, position
+        self.state = state
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        # Keras counts the last window of an epoch as if it were a full one.
-        steps_done = min(batch + 1, self.params["steps"])
-        local, self._state = self._trainer.exchange(
-            self._weights.read(), self._center, self._state, steps_done - self._steps_done
+        local, self.state = self._trainer.exchange(
+            self._weights.read(), self._center, self.state, self._position.window_steps
         )
-        self._steps_done = steps_done
         self._weights.write(local)
 
 
@@ -49,14 +48,27 @@ class Record(keras.callbacks.Callback):
 
     Args:
         history: where to write to.
-        rows: how many rows the rank trains on in one epoch.
+        position: where the rank is.
         center: whose telemetry tells the time spent in communication; None without exchange.
         verbose: 0 for silence.
     """
 
-    def __init__(self, history: RankHistory, rows: int, center: Any, verbose: int) -> None:
+    def __init__(self, history: RankHistory, position: Position, center: Any, verbose: int) -> None:
         super().__init__()
-        self._history, self._rows, self._center, self._verbose = history, rows, center, verbose
+        self._history, self._position, self._center, self._verbose = history, position, center, verbose
+        self._logs: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+
+    def running(self) -> dict[str, float]:
+        """Returns the logs of the epoch under way, the part before an interruption included."""
+        return self._whole(self._logs)
+
+    def resume(self, running: dict[str, float]) -> None:
+        """Goes on with an epoch of which `running` returned the first part."""
+        self._before = running
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._logs = logs or {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._begun, self._spent = time.perf_counter(), self._exchange_seconds()
@@ -65,9 +77,11 @@ class Record(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._begun
         spent = [now - before for now, before in zip(self._exchange_seconds(), self._spent, strict=True)]
         history = self._history
-        history.rows.append(self._rows)
-        for name, value in (logs or {}).items():
+        rows = self._position.rows_done
+        history.rows.append(rows)
+        for name, value in self._whole(logs or {}).items():
             history.metrics.setdefault(name, []).append(float(value))
+        self._logs, self._before = {}, {}
         for name, value in zip(history.seconds, [seconds - sum(spent), *spent], strict=True):
             history.seconds[name].append(value)
         if self._verbose:
@@ -77,8 +91,19 @@ class Record(keras.callbacks.Callback):
                 epoch + 1,
                 self.params["epochs"],
                 values,
-                self._rows / seconds,
+                rows / seconds,
             )
+
+    def _whole(self, logs: dict[str, float]) -> dict[str, float]:
+        """The mean over the epoch of what was logged before an interruption and after it."""
+        if not self._before:
+            return dict(logs)
+        before, now = self._position.rows_before, self._position.rows_done - self._position.rows_before
+        if not logs:
+            return dict(self._before)
+        return {
+            name: (before * self._before[name] + now * value) / (before + now) for name, value in logs.items()
+        }
 
     def _exchange_seconds(self) -> list[float]:
         telemetry = self._center.telemetry if self._center else {}

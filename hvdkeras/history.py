@@ -41,6 +41,24 @@ class RankHistory:
 
 
 @dataclass
+class Look:
+    """One evaluation of the center.
+
+    Attributes:
+        epoch: epochs of training behind it, the mean of the ranks; a fraction where a look is not at an
+            epoch's end.
+        seconds: since the training began.
+        metrics: such as `val_loss` and `val_accuracy`.
+        model: which model of an ensemble.
+    """
+
+    epoch: float
+    seconds: float
+    metrics: dict[str, float]
+    model: int = 0
+
+
+@dataclass
 class History:
     """All ranks' training, in the order of the models and ranks.
 
@@ -53,6 +71,8 @@ class History:
     ranks: list[RankHistory]
     training_time: float
     rows: int
+    center: list[Look] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
 
     def averaged(self) -> dict[str, list[float]]:
         """Returns each metric's mean over the ranks, weighted by their rows; one value an epoch."""
