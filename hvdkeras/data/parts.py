@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
+from hvdkeras.data.encoded import EncodedFile, offsets_file
 from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
 
 # Blocks of this size keep the source, Arrow and the file system busy at once and stay in the caches.
@@ -24,7 +25,10 @@ _BLOCK_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the data in one file per distinct column, by their names in the store's folder."""
+    """Rows of the data in files, by their names in the store's folder.
+
+    There is one file for each distinct column, in their order; the encoded columns' offsets follow.
+    """
 
     rows: int
     files: tuple[str, ...]
@@ -66,9 +70,10 @@ def write_part(
     with contextlib.ExitStack() as stack:
         folder = local or stack.enter_context(tempfile.TemporaryDirectory(prefix="hvdkeras-"))
         names = [f"{name}-{number}.npy" for number in range(len(columns))]
+        names += [offsets_file(file) for file, column in zip(names, columns, strict=True) if column.encoded]
         paths = [os.path.join(folder, file) for file in names]
         try:
-            rows, problems = _write_files(paths, columns, blocks)
+            rows, problems = _write_files(paths[: len(columns)], columns, blocks)
         except BaseException:
             _unlink(paths)
             raise
@@ -89,7 +94,9 @@ def _write_files(
     rows, problems = 0, {}
     with contextlib.ExitStack() as files:
         grown = [
-            files.enter_context(ColumnFile(path, column.shape, column.dtype))
+            files.enter_context(
+                EncodedFile(path) if column.encoded else ColumnFile(path, column.shape, column.dtype)
+            )
             for path, column in zip(paths, columns, strict=True)
         ]
         for block in blocks:
@@ -139,7 +146,7 @@ def check_reports(columns: Sequence[Column], reports: Sequence[Report]) -> None:
     sentences = []
     for number in sorted({number for number, _ in found}):
         listed = [
-            _describe(partition if len(reports) > 1 else None, problem)
+            describe(problem, partition if len(reports) > 1 else None)
             for (other, _), (partition, problem) in found.items()
             if other == number
         ]
@@ -151,7 +158,8 @@ def check_reports(columns: Sequence[Column], reports: Sequence[Report]) -> None:
         raise DataError("the data must have at least one row. Received: no rows")
 
 
-def _describe(partition: int | None, problem: Problem) -> str:
+def describe(problem: Problem, partition: int | None = None) -> str:
+    """Returns a problem in words."""
     place = f"row {problem.row}" + ("" if partition is None else f" of partition {partition}")
     example = f": {problem.example}" if problem.example else ""
     rows = "1 row" if problem.count == 1 else f"{problem.count} rows"

@@ -27,15 +27,34 @@ def is_number(kind: pa.DataType) -> bool:
     )
 
 
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether Arrow values of this type are bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type as it is read: bytes are lists of uint8, vectors are lists of doubles."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
-    if _is_binary(kind):
+    if is_binary(kind):
         return pa.list_(pa.uint8())
     if _is_vector(kind):
         return pa.list_(pa.float64())
     return kind
+
+
+def binary_values(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Takes an Arrow array of n rows of bytes, without nulls, apart; n > 0.
+
+    Returns:
+        offsets: Where each row begins and the last one ends, shape (n + 1,), int64.
+        values: The bytes, uint8, without a copy.
+    """
+    width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    _, offsets, data = array.buffers()
+    offsets = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1]
+    values = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return offsets.astype(np.int64) - offsets[0], values
 
 
 def flat_values(
@@ -118,15 +137,11 @@ def _numbers(array: pa.Array) -> np.ndarray:
 def _plain(array: pa.Array) -> pa.Array:
     if isinstance(array.type, pa.BaseExtensionType):
         return _plain(array.storage)
-    if _is_binary(array.type):
+    if is_binary(array.type):
         return _bytes_as_list(array)
     if _is_vector(array.type):
         return _vectors_as_lists(array)
     return array
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -134,12 +149,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _bytes_as_list(array: pa.Array) -> pa.Array:
-    filled = array.fill_null(b"") if array.null_count else array
-    width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
-    _, offsets, data = filled.buffers()
-    offsets = np.frombuffer(offsets, width)[filled.offset : filled.offset + len(filled) + 1]
-    values = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
-    return _lists(offsets - offsets[0], values, array)
+    return _lists(*binary_values(array.fill_null(b"") if array.null_count else array), array)
 
 
 def _vectors_as_lists(array: pa.Array) -> pa.Array:

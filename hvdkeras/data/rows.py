@@ -6,11 +6,13 @@ import itertools
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from hvdkeras.data.columns import Column, row_bytes
+from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.store import local_path, map_rows, open_filesystem
 
@@ -118,7 +120,9 @@ class Rows:
                 f"rank {rank} on {socket.gethostname()} does not see the shards in {shards.url} "
                 f"({error}). Give a folder or URL that all hosts share as store"
             ) from error
-        batch_bytes = batch_size * row_bytes(shards.distinct)
+        # An encoded column counts with the size that it will have when it is decoded.
+        decoded = [replace(column, encoded=False) for column in shards.distinct]
+        batch_bytes = batch_size * row_bytes(decoded)
         wanted = max(_BLOCK_BYTES // batch_bytes, -(-(len(self._bounds) - 1) // _BLOCK_PIECES))
         self.block_steps = max(1, min(wanted, _MOST_BYTES // batch_bytes))
         self._ordered: tuple[int, np.ndarray] | None = None
@@ -130,6 +134,8 @@ class Rows:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
         """Yields an epoch's batches, one array of shape (rows of the batch, *shape) for each column.
+
+        An encoded column's array has shape (rows of the batch,) and holds an `Encoded` for each row.
 
         Every row comes once. The order depends on the seed and the epoch alone (without shuffle on the rank,
         too); within a batch the rows are in the data's order.
@@ -189,6 +195,9 @@ class Rows:
         parts = self._by_piece(rows) if len(self._bounds) > 2 else []
         taken = {}
         for column, pieces in self._pieces.items():
+            if column.encoded:
+                taken[column] = _gathered(pieces, rows, parts)
+                continue
             out = _aligned((len(rows), *column.shape), column.dtype)
             if not parts:
                 # The numbers are right by construction, and only with "clip" NumPy writes straight to out.
@@ -204,6 +213,18 @@ class Rows:
         cuts = np.searchsorted(rows, self._bounds, sorter=ascending)
         places = [ascending[low:high] for low, high in itertools.pairwise(cuts)]
         return [(i, at, rows[at] - self._bounds[i]) for i, at in enumerate(places) if len(at)]
+
+
+def _gathered(
+    pieces: Sequence[EncodedRows], rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """As `Rows._gather` for an encoded column: an array of objects."""
+    if not parts:
+        return pieces[0].take(rows)
+    out = np.empty(len(rows), object)
+    for piece, places, local in parts:
+        out[places] = pieces[piece].take(local)
+    return out
 
 
 def _check_chosen(chosen: np.ndarray | None, rows: int) -> None:
@@ -226,7 +247,10 @@ def _permutation(rows: int, seed: tuple[int, ...]) -> np.ndarray:
     return order
 
 
-def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column, list[np.ndarray]]]:
+_Piece = np.ndarray | EncodedRows
+
+
+def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column, list[_Piece]]]:
     """Maps rows of the data.
 
     Returns:
@@ -243,25 +267,24 @@ def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column
     distinct = shards.distinct
     if local is None:
         system, folder = open_filesystem(shards.url)
-        pieces = {
-            column: [
-                map_rows(
-                    system,
-                    [(f"{folder}/{part.files[number]}", low, high) for part, low, high in ranges],
-                    column.shape,
-                    column.dtype,
-                )
-            ]
-            for number, column in enumerate(distinct)
-        }
-        bounds = [0, stop - start]
+        pieces = {}
+        for number, column in enumerate(distinct):
+            files = [(f"{folder}/{part.files[number]}", low, high) for part, low, high in ranges]
+            if column.encoded:
+                pieces[column] = [map_encoded(system, files, start)]
+            else:
+                pieces[column] = [map_rows(system, files, column.shape, column.dtype)]
+        bounds = np.array([0, stop - start])
     else:
-        pieces = {
-            column: [
-                np.asarray(np.load(os.path.join(local, part.files[number]), mmap_mode="r"))[low:high]
-                for part, low, high in ranges
-            ]
-            for number, column in enumerate(distinct)
-        }
         bounds = np.cumsum([0, *(high - low for _, low, high in ranges)])
-    return np.asarray(bounds), pieces
+        pieces = {}
+        for number, column in enumerate(distinct):
+            files = [(os.path.join(local, part.files[number]), low, high) for part, low, high in ranges]
+            if column.encoded:
+                starts = (start + bounds[:-1]).tolist()
+                pieces[column] = [open_encoded(*at, first) for at, first in zip(files, starts, strict=True)]
+            else:
+                pieces[column] = [
+                    np.asarray(np.load(path, mmap_mode="r"))[low:high] for path, low, high in files
+                ]
+    return bounds, pieces

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hvdkeras.data.columns import Column, DataError, check_names, check_type
+from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Part, Report, block_rows, check_reports, write_part
 from hvdkeras.data.store import normalized, open_filesystem
 
@@ -44,7 +45,7 @@ class Shards:
     Attributes:
         url: The folder: an absolute path or a URL.
         columns: The columns, in the order in which batches have them.
-        parts: The parts' row counts and files, one file for each of `distinct`.
+        parts: The parts' row counts and files.
         temporary: It lies in a private folder of this machine that nobody asked for by name.
     """
 
@@ -114,11 +115,13 @@ def write_arrays(
 ) -> Shards:
     """Writes NumPy arrays, one for each column's name, whose first axis is the row.
 
+    An encoded column is a list or an array of objects, of bytes in each row.
+
     Args, returns and raises as `write_dataframe`.
     """
     check_names(columns, arrays)
     distinct = tuple(dict.fromkeys(columns))
-    sources = [_numeric(column, arrays[column.name]) for column in distinct]
+    sources = [_source(column, arrays[column.name]) for column in distinct]
     lengths = {column.name: len(source) for column, source in zip(distinct, sources, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"arrays must have equally many rows. Received: {lengths}")
@@ -189,7 +192,7 @@ def write_dataframe(
 
     Args:
         df: Columns of numbers, arrays of numbers of any nesting, dense or sparse vectors, or bytes (each a
-            uint8 value).
+            uint8 value, or of any length for an encoded column).
         columns: What the model wants; a column of the data may serve twice.
         store: A local folder or URL that the driver, the executors and the ranks see. The shards get a new
             folder in it. None: a private temporary folder, which is enough for one machine.
@@ -270,7 +273,9 @@ def _delete(url: str) -> None:
         logger.warning("could not delete all of %s: %s", url, error)
 
 
-def _numeric(column: Column, array: Any) -> np.ndarray:
+def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
+    if column.encoded:
+        return check_bytes(column.name, array)
     array = np.asarray(array)
     if array.dtype.kind not in "fiub" or not array.ndim:
         raise DataError(

@@ -41,7 +41,7 @@ def scalar_columns(data: Any) -> set[str]:
     if is_dataframe(data):
         return {name for name, kind in data.dtypes if kind != "vector" and not kind.startswith("array")}
     if isinstance(data, Mapping):
-        return {name for name, array in data.items() if np.ndim(array) == 1}
+        return {name for name, array in data.items() if np.ndim(array[:1]) == 1}
     return {field.name for field in open_parquet(data).schema if not pa.types.is_nested(field.type)}
 
 
