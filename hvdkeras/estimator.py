@@ -95,6 +95,11 @@ class TunableEstimator(Estimator):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
+        if self.decode:
+            raise ValueError(
+                "decode must be left out for fit, whose fitted model reads numbers; train takes it. "
+                f"Received: functions for {sorted(self.decode)}"
+            )
         trained = self.train(dataset)
         return ModelPredictor(
             trained,

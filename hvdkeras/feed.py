@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.signature import structures
 
@@ -29,7 +30,9 @@ class Feed(keras.callbacks.Callback):
         ValueError: if an epoch has no batch `first_step`.
     """
 
-    def __init__(self, rows: Rows, model: Any, first_epoch: int = 0, first_step: int = 0) -> None:
+    def __init__(
+        self, rows: Rows | DecodedRows, model: Any, first_epoch: int = 0, first_step: int = 0
+    ) -> None:
         super().__init__()
         if not 0 <= first_step < rows.steps:
             raise ValueError(

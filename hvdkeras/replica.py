@@ -12,6 +12,7 @@ import numpy as np
 
 from hvdkeras import signature
 from hvdkeras.checkpoint import Checkpoints
+from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows, split
 from hvdkeras.evaluation import CenterModel
 from hvdkeras.exchange import Exchange, Record
@@ -38,6 +39,7 @@ class Replica:
         job: what to work on.
         comm: the ranks that train this model together; only this one for an ensemble's member.
         history: what is filled.
+        threads: TensorFlow's threads of this rank, and how many decode.
         member: which model of an ensemble it is; None where there is one model.
         members: how many there are.
 
@@ -51,11 +53,12 @@ class Replica:
         job: Job,
         comm: MPI.Comm,
         history: RankHistory,
+        threads: int,
         member: int | None = None,
         members: int = 1,
     ) -> None:
         self._trainer, self._job, self._comm, self._history = trainer, job, comm, history
-        self._member, self._members = member, members
+        self._threads, self._member, self._members = threads, member, members
         self._held_out: np.ndarray | None = None
         self.looks: list[Look] = []
         rows = self._chosen_rows()
@@ -130,7 +133,7 @@ class Replica:
         trainable = center.pull() if center else self._trainable.read()
         return trainable, _mean(self._comm, self._other.read(), self._trainer.timeout)
 
-    def _chosen_rows(self) -> Rows:
+    def _chosen_rows(self) -> Rows | DecodedRows:
         trainer, shards, comm = self._trainer, self._job.shards, self._comm
         chosen = None
         if trainer.validation_split:
@@ -140,7 +143,10 @@ class Replica:
             part, parts = (self._member, self._members) if trainer.partition else (0, 1)
             # On all rows, another seed gives each member an order of its own.
             seed += self._member
-        return Rows(shards, part, parts, trainer.batch_size, seed, self._job.shuffle, chosen)
+        return self._decoded(Rows(shards, part, parts, trainer.batch_size, seed, self._job.shuffle, chosen))
+
+    def _decoded(self, rows: Rows) -> Rows | DecodedRows:
+        return DecodedRows(rows, self._trainer.decode, self._threads) if self._trainer.decode else rows
 
     def _validation_feed(self, model: Any) -> Feed | None:
         """This rank's share of the rows to evaluate on; None where it has none."""
@@ -153,7 +159,7 @@ class Replica:
             return None
         batch_size, seed = self._trainer.batch_size, self._trainer.seed
         rows = Rows(shards, self._comm.rank, sharing, batch_size, seed, False, self._held_out)
-        return Feed(rows, model)
+        return Feed(self._decoded(rows), model)
 
     def _compiled(self, rows: Rows) -> Any:
         """The model, its random layers seeded by rank; an ensemble's from initial weights of its own."""

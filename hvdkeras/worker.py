@@ -74,24 +74,24 @@ def run(train: Callable[..., Result], trainer: Any, job: Job) -> Result:
     comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, place.rank)
     if not working:
         return Result([])
-    result = train(trainer, job, comm, device)
+    result = train(trainer, job, comm, device, threads)
     comm.Free()
     return result
 
 
-def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str) -> Result:
+def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:
     """Trains one model together with the other ranks, by the trainer's rule."""
     from hvdkeras.replica import Replica
 
     history = RankHistory(comm.rank, socket.gethostname(), device)
-    replica = Replica(trainer, job, comm, history)
+    replica = Replica(trainer, job, comm, history, threads)
     trainable, other = replica.train()
     if comm.rank > 0:
         return Result([history])
     return Result([history], trainable[np.newaxis], other[np.newaxis], replica.looks)
 
 
-def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str) -> Result:
+def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:
     """Trains this rank's models of an ensemble, one after the other, each from initial weights of its own."""
     from mpi4py import MPI
 
@@ -100,7 +100,7 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str) -> Result
     histories, vectors, looks, count = [], [], [], trainer.num_models
     for member in range(comm.rank, count, comm.size):
         history = RankHistory(comm.rank, socket.gethostname(), device, model=member)
-        replica = Replica(trainer, job, MPI.COMM_SELF, history, member, count)
+        replica = Replica(trainer, job, MPI.COMM_SELF, history, threads, member, count)
         vectors.append(replica.train())
         histories.append(history)
         looks += [replace(look, model=member) for look in replica.looks]

@@ -198,7 +198,7 @@ class Rows:
             if column.encoded:
                 taken[column] = _gathered(pieces, rows, parts)
                 continue
-            out = _aligned((len(rows), *column.shape), column.dtype)
+            out = aligned((len(rows), *column.shape), column.dtype)
             if not parts:
                 # The numbers are right by construction, and only with "clip" NumPy writes straight to out.
                 np.take(pieces[0], rows, 0, out, "clip")
@@ -234,7 +234,8 @@ def _check_chosen(chosen: np.ndarray | None, rows: int) -> None:
         raise ValueError(f"chosen must be ascending numbers of the {rows} rows. Received: {chosen}")
 
 
-def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Makes an array that TensorFlow takes over without a copy; its values are whatever was there."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvdkeras import signature, weights
+from hvdkeras.data.decoding import Decoder
 from hvdkeras.estimator import TunableEstimator, require_positive, require_positive_or_none
 
 
@@ -33,6 +34,11 @@ class Arguments(TunableEstimator):
             output, or a dict by the outputs' names. Default: all rows count the same.
         class_weight: weights of the classes in the loss by class number, as in `keras.Model.fit`; classes
             without an entry count 1. For models with one output, and not beside `sample_weight_col`.
+        decode: by column name, functions that turn the bytes in a row (an image's file, say) into a NumPy
+            array of the shape that the model wants there. The data then holds bytes of any length in these
+            columns: BinaryType, Parquet's binary, a list of bytes. The ranks call them ahead of the training,
+            `threads` at once, each epoch anew. Integers are cast to the input's dtype as they are, not
+            rescaled. Not with `fit`, whose fitted model reads numbers.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
         learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
         seed: of the shuffling and of the ranks' random layers.
@@ -86,6 +92,7 @@ class Arguments(TunableEstimator):
         label_col: signature.Names = "label",
         sample_weight_col: signature.Names | None = None,
         class_weight: Mapping[int, float] | None = None,
+        decode: Mapping[str, Decoder] | None = None,
         output_col: str | Sequence[str] = "prediction",
         learning_rate: float = 0.01,
         seed: int = 0,
@@ -120,6 +127,7 @@ class Arguments(TunableEstimator):
         self.label_col = label_col
         self.sample_weight_col = sample_weight_col
         self.class_weight = class_weight
+        self.decode = self._checked_decode(decode) if decode else {}
         self.output_col = output_col
         self.learning_rate = require_positive("learning_rate", learning_rate, float)
         self.seed = seed
@@ -218,6 +226,19 @@ class Arguments(TunableEstimator):
         import keras
 
         return [keras.callbacks.TensorBoard(os.path.join(self.tensorboard, run))]
+
+    def _checked_decode(self, decode: Mapping[str, Decoder]) -> dict[str, Decoder]:
+        names = [
+            *signature.input_columns(self.keras_model, self.features_col),
+            *signature.output_columns(self.keras_model, self.label_col),
+        ]
+        for name, function in decode.items():
+            if name not in names or not callable(function):
+                raise ValueError(
+                    f"decode must have functions by the names of columns that are read, {names}. "
+                    f"Received: {name!r}: {function!r}"
+                )
+        return dict(decode)
 
     def _check_oversight(self) -> None:
         split, restarts = self.validation_split, self.max_restarts

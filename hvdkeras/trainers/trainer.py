@@ -13,7 +13,7 @@ import numpy as np
 
 from hvdkeras import signature, weights, worker
 from hvdkeras.checkpoint import Checkpoints
-from hvdkeras.data import sources
+from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import split
 from hvdkeras.data.shards import Shards
@@ -128,6 +128,8 @@ class Trainer(Arguments):
         self._check_model()
         self._check_oversight_of(validation_data, resume)
         with self._shards(data) as shards, self._validation_shards(validation_data) as validation:
+            for laid_out in filter(None, (shards, validation) if self.decode else ()):
+                local.once(decoding.check_decode, laid_out, self.decode)
             chosen = None
             if self.validation_split:
                 chosen, _ = split(shards.rows, self.validation_split, self.seed)
@@ -266,7 +268,10 @@ class Trainer(Arguments):
                 "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
                 "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
             )
-        columns = self._columns(sources.scalar_columns(data))
+        columns = tuple(
+            replace(column, encoded=column.name in self.decode)
+            for column in self._columns(sources.scalar_columns(data) - self.decode.keys())
+        )
         if isinstance(data, Shards):
             data.check_columns(columns)
             yield data
