@@ -58,6 +58,8 @@ class DecodedRows:
         }
         return tuple(arrays[column] for column in self._source.columns), sizes
 
+    batches = Rows.batches
+
     def _decoded_column(self, column: Column, values: np.ndarray) -> np.ndarray:
         out = aligned((len(values), *column.shape), column.dtype)
 

@@ -111,6 +111,25 @@ def test_a_column_of_weights_that_is_not_there_is_named():
         hvdkeras.EASGD(model(), loss="mse", rho=0.1, sample_weight_col="w").train(DATA)
 
 
+@pytest.mark.parametrize("decode", [{"image": len}, {"features": "len"}])
+def test_decode_needs_functions_by_column(decode):
+    with pytest.raises(ValueError, match=r"decode must have functions .*\['features', 'label'\]. Rec"):
+        hvdkeras.EASGD(model(), decode=decode)
+
+
+def test_what_decode_does_not_fit_is_refused_before_a_launch():
+    def train(features, function=lambda data: np.frombuffer(data, np.uint8)):
+        trainer = hvdkeras.EASGD(model(), loss="mse", decode={"features": function})
+        trainer.train({**DATA, "features": features})
+
+    with pytest.raises(ValueError, match=r"'features' must be a list or a NumPy array of objects, bytes"):
+        train(DATA["features"])
+    with pytest.raises(ValueError, match=r"'features' must be decoded .*\(3,\), .*Received: shape \(2,\)"):
+        train([b"\0\1"] * 8)
+    with pytest.raises(ValueError, match="'features' can't be decoded in row 0 .*: TypeError"):
+        train([b"\0\1\2"] * 8, abs)
+
+
 def test_custom_layers_must_be_given():
     custom = keras.Sequential([keras.Input((3,)), Unknown(1)])
     with pytest.raises(ValueError, match="custom_objects.*Unknown"):
