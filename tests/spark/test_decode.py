@@ -49,7 +49,7 @@ def trainer(algorithm, **arguments):
     return getattr(hvdkeras, algorithm)(
         keras.Sequential([keras.Input((8, 8)), *layers]),
         features_col="image",
-        **{**digits.LEARN, "num_epoch": 3},
+        **{**digits.LEARN, "num_epoch": 6},
         **arguments,
     )
 
