@@ -115,6 +115,8 @@ def open_encoded(path: str, start: int, stop: int, first: int) -> EncodedRows:
 def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], first: int) -> EncodedRows:
     """Copies rows of a store's parts to this machine, as `map_rows` does, and maps them as one.
 
+    Their offsets stay in memory, eight bytes a row.
+
     Args:
         system: The store's file system.
         files: (path, first row, end row) of every part, in order.

@@ -232,12 +232,12 @@ class Arguments(TunableEstimator):
             *signature.input_columns(self.keras_model, self.features_col),
             *signature.output_columns(self.keras_model, self.label_col),
         ]
-        for name, function in decode.items():
-            if name not in names or not callable(function):
-                raise ValueError(
-                    f"decode must have functions by the names of columns that are read, {names}. "
-                    f"Received: {name!r}: {function!r}"
-                )
+        fits = isinstance(decode, Mapping) and all(map(callable, decode.values()))
+        if not fits or decode.keys() - names:
+            raise ValueError(
+                f"decode must be a dict of functions by the names of columns that are read, {names}. "
+                f"Received: {decode!r}"
+            )
         return dict(decode)
 
     def _check_oversight(self) -> None:

@@ -1,5 +1,6 @@
 """The examples as a user starts them: processes of their own, from the command line."""
 
+import io
 import os
 import re
 import signal
@@ -7,7 +8,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import hvdkeras
 from hvdkeras.launch import environment
@@ -58,6 +63,23 @@ def test_one_script_starts_in_three_ways(start):
     [accuracy] = accuracies(printed)
     assert accuracy > 0.94
     assert "accuracy of 2 ranks' center" in printed
+
+
+@pytest.mark.spark
+def test_images_are_decoded_on_the_ranks(tmp_path):
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (10, 3))
+    for name, rows in (("train", 1000), ("test", 100)):
+        labels, files = np.arange(rows) % 10, []
+        for label in labels:
+            file = io.BytesIO()
+            noisy = colours[label] + random.normal(0, 10, (32, 32, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG")
+            files.append(file.getvalue())
+        pq.write_table(pa.table({"image": files, "label": labels}), tmp_path / f"cifar10-{name}.parquet")
+    script = str(EXAMPLES / "cifar10.py")
+    [accuracy] = accuracies(run("python", script, "--data", str(tmp_path), "--epochs", "5"))
+    assert accuracy > 0.94
 
 
 def test_comparison_has_every_algorithm_and_draws(tmp_path):

@@ -111,9 +111,11 @@ def test_a_column_of_weights_that_is_not_there_is_named():
         hvdkeras.EASGD(model(), loss="mse", rho=0.1, sample_weight_col="w").train(DATA)
 
 
-@pytest.mark.parametrize("decode", [{"image": len}, {"features": "len"}])
+@pytest.mark.parametrize("decode", [len, {"image": len}, {"features": "len"}])
 def test_decode_needs_functions_by_column(decode):
-    with pytest.raises(ValueError, match=r"decode must have functions .*\['features', 'label'\]. Rec"):
+    with pytest.raises(
+        ValueError, match=r"decode must be a dict of functions .*\['features', 'label'\]. Rec"
+    ):
         hvdkeras.EASGD(model(), decode=decode)
 
 
