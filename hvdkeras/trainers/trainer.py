@@ -16,11 +16,12 @@ from hvdkeras.data.shards import Shards
 from hvdkeras.estimator import TunableEstimator, require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
+from hvdkeras.recorded import Recorded
 
 logger = logging.getLogger("hvdkeras")
 
 
-class Trainer(TunableEstimator):
+class Trainer(Recorded, TunableEstimator):
     """The configuration of a training, and the rule that its ranks exchange weights by.
 
     The same object is what the user constructs, what is shipped to the ranks (it pickles; the model
@@ -190,12 +191,6 @@ class Trainer(TunableEstimator):
         )
         self.history = History(histories, time.monotonic() - started, shards.rows)
         return self._trained(results[0])
-
-    def get_training_time(self) -> float:
-        """Returns the seconds that `train` took, the launch included."""
-        if self.history is None:
-            raise RuntimeError("train must be called before get_training_time")
-        return self.history.training_time
 
     def compiled_model(self, fresh: bool = False, steps_per_execution: int = 1) -> Any:
         """Returns a copy of the model, compiled with the trainer's arguments.
