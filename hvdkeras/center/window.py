@@ -95,9 +95,10 @@ class WindowCenter:
     def telemetry(self) -> dict[str, float]:
         """What this rank has done so far.
 
-        `exchanges` (pushes are some too); `staleness_mean` and `staleness_max` over them, in pushes of other
-        ranks since this rank last looked at the center; `seconds_waiting` for turns and for other ranks to
-        finish; `seconds_communication`, the rest of the time in the verbs, for copies and the rule.
+        `exchanges` (pushes are some too); `staleness_sum`, `staleness_mean` and `staleness_max` over them, in
+        pushes of other ranks since this rank last looked at the center; `seconds_waiting` for turns and for
+        other ranks to finish; `seconds_communication`, the rest of the time in the verbs, for copies and the
+        rule.
         """
         waiting = self._waiting + self._turns.seconds_waiting
         return {
@@ -119,10 +120,14 @@ class WindowCenter:
             out = destination(out, self._length)
             if part == 0:
                 self._ledger.enter_pull()
-            for chunk in self._in_own_order():
-                with self._turn(chunk):
-                    place = chunk.place(chunk.elements, part)
-                    chunk.window.Get(out[chunk.elements], chunk.host, target=place)
+            self._get(out, part)
+        return out
+
+    def peek(self) -> np.ndarray:
+        """Returns a copy (n,) of the center to measure it; for the staleness it is no look at the center."""
+        with self._verb("peek"):
+            out = np.empty(self._length, np.float32)
+            self._get(out, 0)
         return out
 
     def push(self, update: np.ndarray) -> None:
@@ -206,6 +211,13 @@ class WindowCenter:
         self._turns.free()
         self._ledger.free()
         self._comm.Free()
+
+    def _get(self, out: np.ndarray, part: int) -> None:
+        """Copies the center or a slot, chunk by chunk."""
+        for chunk in self._in_own_order():
+            with self._turn(chunk):
+                place = chunk.place(chunk.elements, part)
+                chunk.window.Get(out[chunk.elements], chunk.host, target=place)
 
     def _exchange_piece(
         self,
