@@ -12,6 +12,21 @@ if TYPE_CHECKING:
 MICROSECONDS = 1e6
 
 
+def check(path: str) -> None:
+    """Writes a timeline without events, so that what would fail after a training fails before it.
+
+    Raises:
+        ValueError: if the path can't be written to.
+    """
+    try:
+        write(path, [])
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            "timeline must be a path that can be written to, or such a URL that fsspec knows. "
+            f"Received: {path!r} ({error})"
+        ) from error
+
+
 def write(path: str, ranks: Sequence[RankHistory]) -> None:
     """Writes events as [trace events](https://perfetto.dev/docs/getting-started/other-formats).
 
@@ -19,7 +34,7 @@ def write(path: str, ranks: Sequence[RankHistory]) -> None:
 
     Args:
         path: a path or a URL that fsspec opens.
-        ranks: may be empty, for a file that shows nothing yet.
+        ranks: what they did.
     """
     import fsspec
 

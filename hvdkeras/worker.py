@@ -66,7 +66,7 @@ def run(
 
 def train_replica(trainer: Any, shards: Shards, shuffle: bool, comm: MPI.Comm, device: str) -> Result:
     """Trains one model together with the other ranks, by the trainer's rule."""
-    from hvdkeras.exchange import Exchange
+    from hvdkeras.exchange import Distance, Exchange
     from hvdkeras.weights import FlatWeights, averaged_variables
 
     rows = Rows(shards, comm.rank, comm.size, trainer.batch_size, trainer.seed, shuffle)
@@ -75,8 +75,10 @@ def train_replica(trainer: Any, shards: Shards, shuffle: bool, comm: MPI.Comm, d
     trainable = FlatWeights(model.trainable_variables)
     other = FlatWeights(averaged_variables(model))
     with _center(trainer, comm, trainable.read()) as center:
-        exchange = [Exchange(trainer, center, trainable)] if center else []
         history = RankHistory(comm.rank, socket.gethostname(), device)
+        exchange = []
+        if center:
+            exchange = [Distance(history, center, trainable), Exchange(trainer, center, trainable)]
         _fit(model, rows, history, trainer, exchange, center)
         weights = _last(trainer, center) if center else trainable.read()
         history.exchange = dict(center.telemetry) if center else {}
@@ -117,12 +119,14 @@ def _compiled(trainer: Any, rows: Rows, number: int, fresh: bool = False) -> Any
 def _fit(
     model: Any, rows: Rows, history: RankHistory, trainer: Any, callbacks: list[Any], center: Any
 ) -> None:
-    from hvdkeras.exchange import Record
+    from hvdkeras.exchange import Events, Record, Tell
     from hvdkeras.feed import Feed
 
     feed = Feed(rows, len(model.inputs))
     record = Record(history, rows.rows, center, trainer.verbose)
-    callbacks = [feed, *callbacks, record]
+    events = [Events(history, center)] if trainer.timeline else []
+    telling = [Tell(history.model, rows.rows)] if trainer.verbose else []
+    callbacks = [feed, *callbacks, *events, record, *telling]
     model.fit(feed.dataset(), epochs=trainer.num_epoch, verbose=0, shuffle=False, callbacks=callbacks)
 
 

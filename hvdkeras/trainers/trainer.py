@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras import signature, weights, worker
+from hvdkeras import progress, signature, timeline, weights, worker
 from hvdkeras.data import sources
 from hvdkeras.data.shards import Shards
 from hvdkeras.estimator import TunableEstimator, require_positive
@@ -52,7 +52,12 @@ class Trainer(Recorded, TunableEstimator):
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
         timeout: seconds that a rank waits for another before it gives up with an error that says so.
-        verbose: 0 is silent, 1 prints a line an epoch from each rank.
+        verbose: 0 is silent; 1 shows the progress on stderr, as a bar in terminals and notebooks, elsewhere
+            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and what mpirun
+            says.
+        timeline: a path or URL (anything that fsspec opens) on the driver's side, where a timeline of what
+            each rank did is written after the training, for chrome://tracing and https://ui.perfetto.dev.
+            Default: none. A rank keeps its first 20,000 events, two or three for each window.
         launch_options: further arguments for `hvdkeras.launch.spark.run` or `hvdkeras.launch.local.run`:
             `start_timeout`, `env`, `mpi_args`.
 
@@ -97,6 +102,7 @@ class Trainer(Recorded, TunableEstimator):
         threads: int | None = None,
         timeout: float = 600.0,
         verbose: int = 1,
+        timeline: str | None = None,
         launch_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +125,7 @@ class Trainer(Recorded, TunableEstimator):
         self.threads = None if threads is None else require_positive("threads", threads, int)
         self.timeout = require_positive("timeout", timeout, float)
         self.verbose = verbose
+        self.timeline = timeline
         self.launch_options = dict(launch_options or {})
         self.history: History | None = None
 
@@ -153,6 +160,10 @@ class Trainer(Recorded, TunableEstimator):
     def check(self, num_workers: int) -> None:
         """Raises ValueError where the arguments contradict each other or the algorithm's theory."""
 
+    def models_trained(self, num_workers: int) -> int:
+        """Returns how many models train and tell their progress: one on each rank."""
+        return num_workers
+
     def train(self, data: Any, shuffle: bool = False) -> Any:
         """Trains a copy of the model.
 
@@ -179,17 +190,24 @@ class Trainer(Recorded, TunableEstimator):
         with self._shards(data) as shards:
             shards.check_rows(num_workers)
             self._check_window(shards.rows, num_workers)
-            results = launch(
-                worker.run,
-                (self.work, self, shards, shuffle, num_workers),
-                num_proc=job.size if job else num_workers,
-                verbose=self.verbose,
-                **self.launch_options,
-            )
+            if self.timeline is not None:
+                local.once(timeline.check, self.timeline)
+            models = self.models_trained(num_workers)
+            with progress.shown(models, num_workers, self.num_epoch, self.verbose) as receiver:
+                results = launch(
+                    worker.run,
+                    (self.work, self, shards, shuffle, num_workers),
+                    num_proc=job.size if job else num_workers,
+                    verbose=self.verbose,
+                    on_message=receiver,
+                    **self.launch_options,
+                )
         histories = sorted(
             (h for result in results for h in result.histories), key=lambda h: (h.model, h.rank)
         )
         self.history = History(histories, time.monotonic() - started, shards.rows)
+        if self.timeline is not None:
+            local.once(self.history.timeline, self.timeline)
         return self._trained(results[0])
 
     def compiled_model(self, fresh: bool = False, steps_per_execution: int = 1) -> Any:
