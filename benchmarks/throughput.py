@@ -104,13 +104,13 @@ class WithASlowWorker(hvdkeras.AsynchronousEASGD):
 
     def prepare(self, model, rows, comm) -> None:
         if comm.rank == 1:
-            batches = rows.batches
-            rows.batches = lambda epoch: map(self.late, batches(epoch))
+            block = rows.block
+            rows.block = lambda epoch, step: self.late(*block(epoch, step))
 
     @staticmethod
-    def late(batch):
-        time.sleep(0.005)
-        return batch
+    def late(columns, sizes):
+        time.sleep(0.005 * len(sizes))
+        return columns, sizes
 
 
 def compare_slow_worker(rows: int, epochs: int, repetitions: int) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from pyspark.ml import Estimator
 from pyspark.ml.param import Param
 
+from hvdkeras import signature
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
@@ -26,6 +28,11 @@ def require_positive(name: str, value: Any, kind: type) -> Any:
         noun = "integer" if kind is int else "number"
         raise ValueError(f"{name} must be a positive {noun}. Received: {value!r}")
     return kind(value)
+
+
+def require_positive_or_none(name: str, value: Any, kind: type) -> Any:
+    """As `require_positive`, and None stays None."""
+    return None if value is None else require_positive(name, value, kind)
 
 
 class TunableEstimator(Estimator):
@@ -88,9 +95,10 @@ class TunableEstimator(Estimator):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
+        trained = self.train(dataset)
         return ModelPredictor(
-            self.train(dataset),
-            features_col=self.features_col,
+            trained,
+            features_col=signature.input_columns(self.keras_model, self.features_col),
             output_col=self.output_col,
             custom_objects=self.custom_objects,
         )

@@ -12,7 +12,8 @@ import numpy as np
 
 from hvdkeras.history import RankHistory
 from hvdkeras.launch import rank
-from hvdkeras.progress import Standing
+from hvdkeras.progress import Advance
+from hvdkeras.standing import Position
 from hvdkeras.weights import FlatWeights
 
 logger = logging.getLogger("hvdkeras")
@@ -26,30 +27,28 @@ TELL_SECONDS = 0.5
 class Exchange(keras.callbacks.Callback):
     """Calls the trainer's rule at the end of every communication window, the last, shorter one included.
 
-    Keras runs `steps_per_execution = communication_window` batches in one call and fires the callback at
-    its end, also when an epoch's rows end before the window does.
-
     Args:
-        trainer: whose `begin` and `exchange` are called.
-        center: the center variable, on which the rank's weights already stand.
+        trainer: whose `exchange` is called.
+        center: the center variable.
         weights: the rank's trainable weights.
+        position: where the rank is.
+        state: what the trainer's `begin` returned, or its exchange before the training was interrupted.
+
+    Attributes:
+        state: what the exchange before returned.
     """
 
-    def __init__(self, trainer: Any, center: Any, weights: FlatWeights) -> None:
+    def __init__(
+        self, trainer: Any, center: Any, weights: FlatWeights, position: Position, state: Any
+    ) -> None:
         super().__init__()
-        self._trainer, self._center, self._weights = trainer, center, weights
-        self._state = trainer.begin(center.pull())
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._steps_done = 0
+        self._trainer, self._center, self._weights, self._position = trainer, center, weights, position
+        self.state = state
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        # Keras counts the last window of an epoch as if it were a full one.
-        steps_done = min(batch + 1, self.params["steps"])
-        local, self._state = self._trainer.exchange(
-            self._weights.read(), self._center, self._state, steps_done - self._steps_done
+        local, self.state = self._trainer.exchange(
+            self._weights.read(), self._center, self.state, self._position.window_steps
         )
-        self._steps_done = steps_done
         self._weights.write(local)
 
 
@@ -62,18 +61,21 @@ class Distance(keras.callbacks.Callback):
         history: where to write to.
         center: the center variable.
         weights: the rank's trainable weights.
+        position: where the rank is.
     """
 
-    def __init__(self, history: RankHistory, center: Any, weights: FlatWeights) -> None:
+    def __init__(self, history: RankHistory, center: Any, weights: FlatWeights, position: Position) -> None:
         super().__init__()
-        self._history, self._center, self._weights = history, center, weights
+        self._history, self._center, self._weights, self._position = history, center, weights, position
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._distance = math.nan  # that of an epoch which is cut short
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if batch + 1 >= self.params["steps"]:
-            self._distance = float(np.linalg.norm(self._weights.read() - self._center.peek()))
+        if self._position.step == self._position.steps:
+            # Not by a pull, which the staleness of what follows would notice.
+            center = self._center.contents()[0]
+            self._distance = float(np.linalg.norm(self._weights.read() - center))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._history.distance.append(self._distance)
@@ -84,30 +86,45 @@ class Record(keras.callbacks.Callback):
 
     Args:
         history: where to write to.
-        rows: how many rows the rank trains on in one epoch.
+        position: where the rank is.
         center: whose telemetry tells the time spent in communication; None without exchange.
         verbose: below 2 for silence.
     """
 
-    def __init__(self, history: RankHistory, rows: int, center: Any, verbose: int) -> None:
+    def __init__(self, history: RankHistory, position: Position, center: Any, verbose: int) -> None:
         super().__init__()
-        self._history, self._rows, self._center, self._verbose = history, rows, center, verbose
+        self._history, self._position, self._center, self._verbose = history, position, center, verbose
+        self._logs: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+
+    def running(self) -> dict[str, float]:
+        """Returns the logs of the epoch under way, the part before an interruption included."""
+        return self._whole(self._logs)
+
+    def resume(self, running: dict[str, float]) -> None:
+        """Goes on with an epoch of which `running` returned the first part."""
+        self._before = running
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._logs = logs or {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._begun, self._spent = time.perf_counter(), _exchange_seconds(self._center)
-        self._before = self._center.telemetry if self._center else {}
+        self._telemetry = self._center.telemetry if self._center else {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self._begun
         spent = _exchange_seconds(self._center) - self._spent
         history = self._history
-        history.rows.append(self._rows)
-        for name, value in (logs or {}).items():
+        rows = self._position.rows_done
+        history.rows.append(rows)
+        for name, value in self._whole(logs or {}).items():
             history.metrics.setdefault(name, []).append(float(value))
+        self._logs, self._before = {}, {}
         for name, value in zip(history.seconds, [seconds - spent.sum(), *spent], strict=True):
             history.seconds[name].append(float(value))
         history.learning_rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
-        if "staleness_sum" in self._before:
+        if "staleness_sum" in self._telemetry:
             history.staleness.append(self._increase("staleness_sum") / max(1, self._increase("exchanges")))
         if self._verbose >= 2:
             values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
@@ -116,11 +133,22 @@ class Record(keras.callbacks.Callback):
                 epoch + 1,
                 self.params["epochs"],
                 values,
-                self._rows / seconds,
+                rows / seconds,
             )
 
+    def _whole(self, logs: dict[str, float]) -> dict[str, float]:
+        """The mean over the epoch of what was logged before an interruption and after it."""
+        if not self._before:
+            return dict(logs)
+        before, now = self._position.rows_before, self._position.rows_done - self._position.rows_before
+        if not logs:
+            return dict(self._before)
+        return {
+            name: (before * self._before[name] + now * value) / (before + now) for name, value in logs.items()
+        }
+
     def _increase(self, name: str) -> float:
-        return self._center.telemetry[name] - self._before[name]
+        return self._center.telemetry[name] - self._telemetry[name]
 
 
 class Events(keras.callbacks.Callback):
@@ -136,7 +164,9 @@ class Events(keras.callbacks.Callback):
 
     def __init__(self, history: RankHistory, center: Any) -> None:
         super().__init__()
-        self._events, self._center = history.events, center
+        self._history, self._center = history, center
+        # A checkpoint's JSON made lists of them.
+        history.events = [tuple(event) for event in history.events]
         # Durations come from the clock that is never set, begins from the one that hosts share.
         self._offset = time.time() - time.perf_counter()
 
@@ -149,14 +179,15 @@ class Events(keras.callbacks.Callback):
         computation = now - self._begun - communication - waiting
         start = self._begun + self._offset
         self._begun, self._spent = now, spent
-        if len(self._events) >= MOST_EVENTS:
+        events = self._history.events
+        if len(events) >= MOST_EVENTS:
             return
         parts = {"computation": computation, "waiting": waiting, "communication": communication}
         for name, seconds in parts.items():
             if seconds > 0:
-                self._events.append((name, start, seconds))
+                events.append((name, start, seconds))
                 start += seconds
-        if len(self._events) >= MOST_EVENTS:
+        if len(events) >= MOST_EVENTS:
             logger.warning("the timeline ends here: it has the first %d events of a rank", MOST_EVENTS)
 
 
@@ -165,32 +196,32 @@ class Tell(keras.callbacks.Callback):
 
     Args:
         model: which model of an ensemble the rank trains; 0 otherwise.
-        rows: how many rows it trains on in one epoch.
+        position: where the rank is.
     """
 
-    def __init__(self, model: int, rows: int) -> None:
+    def __init__(self, model: int, position: Position) -> None:
         super().__init__()
-        self._member, self._rows = model, rows
+        self._member, self._position = model, position
         self._told = -math.inf
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._before = epoch * self._rows
         if self._told == -math.inf:
-            self._tell(0, {})
+            self._tell({})
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        steps = self.params["steps"]
-        if batch + 1 < steps and time.monotonic() - self._told >= TELL_SECONDS:
-            # Windows are near enough for equal parts of an epoch; at its end the number is exact.
-            self._tell(self._rows * (batch + 1) // steps, logs)
+        epoch_ends = self._position.step == self._position.steps
+        if not epoch_ends and time.monotonic() - self._told >= TELL_SECONDS:
+            self._tell(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._tell(self._rows, logs)
+        self._tell(logs)
 
-    def _tell(self, rows: int, logs: dict[str, float] | None) -> None:
+    def _tell(self, logs: dict[str, float] | None) -> None:
         self._told = time.monotonic()
+        position = self._position
         metrics = {name: float(value) for name, value in (logs or {}).items()}
-        rank.send(Standing(self._before + rows, self._rows, metrics, self._member))
+        rows = position.epoch * position.rows + position.rows_done
+        rank.send(Advance(rows, position.rows, metrics, self._member))
 
 
 def _exchange_seconds(center: Any) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from hvdkeras.data.rows import Rows
+from hvdkeras.signature import structures
 
 
 class Feed(keras.callbacks.Callback):
@@ -17,34 +18,93 @@ class Feed(keras.callbacks.Callback):
     It is a callback, too, because Keras reads its dataset anew each epoch without saying which one it is.
 
     Args:
-        rows: the rank's rows; their columns are the model's inputs followed by its outputs.
-        num_inputs: how many of the columns are inputs.
+        rows: the rank's rows; their columns are the model's inputs, its outputs and sample weights: none,
+            one for all outputs, or one for each.
+        model: the Keras model, whose nesting of inputs and outputs the batches get.
+        first_epoch: the epoch in which the training starts, or goes on.
+        first_step: the batch of that epoch with which it does. Keras numbers an epoch's batches from 0
+            nevertheless.
+
+    Raises:
+        ValueError: if an epoch has no batch `first_step`.
     """
 
-    def __init__(self, rows: Rows, num_inputs: int) -> None:
+    def __init__(self, rows: Rows, model: Any, first_epoch: int = 0, first_step: int = 0) -> None:
         super().__init__()
-        self._rows, self._num_inputs, self._epoch = rows, num_inputs, 0
+        if not 0 <= first_step < rows.steps:
+            raise ValueError(
+                f"first_step must be from 0 to {rows.steps - 1}, the last batch of an epoch. "
+                f"Received: {first_step}"
+            )
+        self._rows, self._first_epoch, self._first_step = rows, first_epoch, first_step
+        self._structures = structures(model)
+        self._counts = len(model.inputs), len(model.outputs)
+        self.begin(first_epoch)
+
+    def begin(self, epoch: int) -> int:
+        """Has the next reading of the dataset give this epoch, and returns how many batches it has."""
+        first_step = self._first_step if epoch == self._first_epoch else 0
+        self._next = epoch, first_step
+        return self._rows.steps - first_step
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._epoch = epoch
+        # All callbacks share Keras's dict, in which it can't know that the first epoch is shorter.
+        self.params["steps"] = self.begin(epoch)
 
     def dataset(self) -> tf.data.Dataset:
-        """Returns `(inputs, outputs)` batches, single ones unwrapped; its length is the epoch's steps."""
-        signature = [
-            tf.TensorSpec((None, *column.shape), tf.as_dtype(column.dtype)) for column in self._rows.columns
-        ]
-        dataset = tf.data.Dataset.from_generator(self._batches, output_signature=self._nested(signature))
-        # Batches come from one Python generator: more threads and their tuning only take time from training.
+        """Returns batches, `(inputs, outputs)` or `(inputs, outputs, weights)`.
+
+        A reading gives the epoch that was begun before it. The length is always that of a whole epoch; when
+        one that began in its middle ends, Keras goes on to the next, with a Python warning, "Your input ran
+        out of data".
+        """
+        # All comes from one Python function: more threads and their tuning only take time from training.
         options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = 1
         options.threading.max_intra_op_parallelism = 1
-        cardinality = tf.data.experimental.assert_cardinality(self._rows.steps)
-        return dataset.apply(cardinality).prefetch(4).with_options(options)
+        # To repeat without an end and take so many makes the length known, and nothing is repeated, because
+        # an epoch is given once. Not knowing it, Keras would cut all epochs to the length of the first.
+        epoch = tf.data.Dataset.from_tensors(0).flat_map(self._epoch)
+        return epoch.repeat().take(self._rows.steps).with_options(options)
 
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        return map(self._nested, self._rows.batches(self._epoch))
+    def _epoch(self, _: tf.Tensor) -> tf.data.Dataset:
+        rows = self._rows
+        epoch, first_step = tf.numpy_function(self._start, [], [tf.int64] * 2)
+        epoch.set_shape(())
+        first_step.set_shape(())
+        steps = tf.data.Dataset.range(first_step, rows.steps, rows.block_steps)
+        blocks = steps.map(lambda step: self._block(epoch, step)).prefetch(1)
+        return blocks.flat_map(lambda block, sizes: tf.data.Dataset.from_tensors(block).rebatch(sizes))
 
-    def _nested(self, columns: Sequence[Any]) -> tuple[Any, Any]:
-        inputs, outputs = tuple(columns[: self._num_inputs]), tuple(columns[self._num_inputs :])
-        return (inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0])
+    def _start(self) -> tuple[np.int64, np.int64]:
+        (epoch, first_step), self._next = self._next, (0, self._rows.steps)
+        return np.int64(epoch), np.int64(first_step)
+
+    def _block(self, epoch: tf.Tensor, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        columns = self._rows.columns
+        types = [*(tf.as_dtype(column.dtype) for column in columns), tf.int64]
+        # TensorFlow takes over the arrays of a numpy_function; those of from_generator it would copy.
+        *tensors, sizes = tf.numpy_function(self._gather, [epoch, step], types)
+        for tensor, column in zip(tensors, columns, strict=True):
+            tensor.set_shape((None, *column.shape))
+        sizes.set_shape((None,))
+        return self._nested(tensors), sizes
+
+    def _gather(self, epoch: np.int64, step: np.int64) -> list[np.ndarray]:
+        columns, sizes = self._rows.block(int(epoch), int(step))
+        return [*columns, sizes]
+
+    def _nested(self, tensors: list[tf.Tensor]) -> tuple[Any, ...]:
+        inputs, outputs = self._structures
+        ends = np.cumsum(self._counts)
+        weights = tensors[ends[1] :]
+        if len(weights) == 1:
+            weights *= self._counts[1]
+        groups = [(inputs, tensors[: ends[0]]), (outputs, tensors[ends[0] : ends[1]]), (outputs, weights)]
+        # For tf.data a list is a tensor.
+        return tuple(
+            keras.tree.lists_to_tuples(keras.tree.pack_sequence_as(structure, group))
+            for structure, group in groups
+            if group
+        )

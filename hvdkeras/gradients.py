@@ -44,6 +44,11 @@ class AveragedGradients:
             self._count = tf.Variable(0.0, trainable=False)
         optimizer.apply = self._each_group if accumulation > 1 else self._each_batch
 
+    @property
+    def variables(self) -> list[Any]:
+        """What is kept from batch to batch."""
+        return [self._step] if self._accumulation == 1 else [self._step, *self._sums, self._count]
+
     def _each_batch(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
         gradients = self._weighted(gradients)
         self._step.assign_add(1)

@@ -64,10 +64,11 @@ class RankHistory:
 
 @dataclass
 class Look:
-    """One evaluation of the center while the training went on.
+    """One evaluation of the center.
 
     Attributes:
-        epoch: epochs of training behind it, not always a whole number.
+        epoch: epochs of training behind it, the mean of the ranks; a fraction where a look is not at an
+            epoch's end.
         seconds: since the training began.
         metrics: such as `val_loss` and `val_accuracy`.
         model: which model of an ensemble was evaluated; 0 otherwise.

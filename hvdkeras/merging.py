@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hvdkeras.signature import as_list, output_names
+from hvdkeras.signature import output_names, structures
 
 
 def merged(members: Sequence[Any], disagreement: bool = False) -> Any:
@@ -22,9 +22,10 @@ def merged(members: Sequence[Any], disagreement: bool = False) -> Any:
     first = members[0]
     inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in first.inputs]
     outputs = []
+    nested = keras.tree.pack_sequence_as(structures(first)[0], inputs)
     for number, member in enumerate(members):
         member.name = f"member_{number}"
-        outputs.append(as_list(member(inputs if len(inputs) > 1 else inputs[0])))
+        outputs.append(keras.tree.flatten(member(nested)))
     by_output = [list(each) for each in zip(*outputs, strict=True)]
     names = output_names(first)
     results = [_mean(each, name) for each, name in zip(by_output, names, strict=True)]

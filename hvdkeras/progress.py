@@ -26,7 +26,7 @@ QUIET_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class Advance:
     """What a rank sends while it trains: at its start, now and then, and at the end of every epoch.
 
     Attributes:
@@ -73,7 +73,7 @@ class Progress:
     A display that fails is given up with a warning: it must not end a training.
 
     Args:
-        members: models that send a `Standing`.
+        members: models that send an `Advance`.
         num_epoch: epochs of each.
         stream: where it is shown: as a bar if it is a terminal or belongs to a notebook, otherwise as lines.
     """
@@ -94,11 +94,11 @@ class Progress:
         self._try(self._display.close, self._totals)
 
     def on_message(self, rank: int, message: Any) -> None:
-        """Takes a `Standing` of a rank, or a `Look` at the center; other messages are not for it."""
-        if isinstance(message, Standing | Look):
+        """Takes an `Advance` of a rank, or a `Look` at the center; other messages are not for it."""
+        if isinstance(message, Advance | Look):
             self._try(self._take, rank, message)
 
-    def _take(self, rank: int, message: Standing | Look) -> None:
+    def _take(self, rank: int, message: Advance | Look) -> None:
         ended = {}
         if isinstance(message, Look):
             self._totals.look = message
@@ -124,36 +124,36 @@ class Progress:
 
 @dataclass
 class Totals:
-    """What the members' standings add up to."""
+    """What the members have come to together."""
 
     members: int
     num_epoch: int
     look: Look | None = None
-    newest: dict[tuple[int, int], Standing] = field(default_factory=dict)
-    ended: dict[int, list[Standing]] = field(default_factory=lambda: defaultdict(list))
+    newest: dict[tuple[int, int], Advance] = field(default_factory=dict)
+    ended: dict[int, list[Advance]] = field(default_factory=lambda: defaultdict(list))
     resumed: int = 0
 
-    def add(self, rank: int, standing: Standing) -> dict[int, dict[str, float]]:
-        """Takes a standing; returns metrics by epoch, of one that all members have now ended."""
-        member = rank, standing.model
+    def add(self, rank: int, advance: Advance) -> dict[int, dict[str, float]]:
+        """Takes an advance; returns metrics by epoch, of one that all members have now ended."""
+        member = rank, advance.model
         if member not in self.newest:
-            self.resumed += standing.rows
-        self.newest[member] = standing
-        epoch, underway = divmod(standing.rows, standing.epoch_rows)
-        if underway or not standing.metrics:
+            self.resumed += advance.rows
+        self.newest[member] = advance
+        epoch, underway = divmod(advance.rows, advance.epoch_rows)
+        if underway or not advance.metrics:
             return {}
-        self.ended[epoch].append(standing)
+        self.ended[epoch].append(advance)
         return {epoch: _mean(self.ended.pop(epoch))} if len(self.ended[epoch]) == self.members else {}
 
     @property
     def rows(self) -> int:
         """Rows trained on so far."""
-        return sum(standing.rows for standing in self.newest.values())
+        return sum(advance.rows for advance in self.newest.values())
 
     @property
     def all_rows(self) -> int:
         """Rows of the whole training; an estimate while there are members that have not started."""
-        known = sum(standing.epoch_rows for standing in self.newest.values())
+        known = sum(advance.epoch_rows for advance in self.newest.values())
         return self.num_epoch * known * self.members // max(1, len(self.newest))
 
     @property
@@ -166,22 +166,24 @@ class Totals:
         """Where the last member is."""
         if not self.newest:
             return "starting"
-        done = min(standing.rows // standing.epoch_rows for standing in self.newest.values())
+        done = min(advance.rows // advance.epoch_rows for advance in self.newest.values())
         return f"epoch {min(done + 1, self.num_epoch)}/{self.num_epoch}"
 
     def text(self, metrics: dict[str, float]) -> str:
         """Metrics as they are shown, the newest of validation after those given."""
-        validation = self.look.metrics if self.look else {}
-        return "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **validation}.items())
+        looked = self.look.metrics if self.look else {}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **looked}.items())
+        # The ranks don't wait for it: it may be of an earlier epoch than what stands beside it.
+        return f"{text} (epoch {self.look.epoch:.3g})" if self.look else text
 
 
-def _mean(standings: Sequence[Standing]) -> dict[str, float]:
-    names = dict.fromkeys(name for standing in standings for name in standing.metrics)
-    return {name: _mean_of(name, [each for each in standings if name in each.metrics]) for name in names}
+def _mean(advances: Sequence[Advance]) -> dict[str, float]:
+    names = dict.fromkeys(name for advance in advances for name in advance.metrics)
+    return {name: _mean_of(name, [each for each in advances if name in each.metrics]) for name in names}
 
 
-def _mean_of(name: str, standings: Sequence[Standing]) -> float:
-    values, weights = zip(*((each.metrics[name], each.epoch_rows) for each in standings), strict=True)
+def _mean_of(name: str, advances: Sequence[Advance]) -> float:
+    values, weights = zip(*((each.metrics[name], each.epoch_rows) for each in advances), strict=True)
     return float(np.average(values, weights=weights))
 
 
@@ -247,7 +249,7 @@ class Lines:
     def close(self, totals: Totals) -> None:
         if totals.look is not self._look:
             # It came after the last epoch's line.
-            self._write(f"epoch {totals.look.epoch:g}/{totals.num_epoch}", totals.text({}))
+            self._write("validation", totals.text({}))
 
     def _say(self, totals: Totals, state: str, metrics: dict[str, float]) -> None:
         now = time.monotonic()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from hvdkeras.history import History, RankHistory
+from hvdkeras.launch import local
+
+logger = logging.getLogger("hvdkeras")
 
 
 class Recorded:
@@ -41,6 +46,15 @@ class Recorded:
     def get_training_time(self) -> float:
         """Returns the seconds that `train` took, the launch included."""
         return self._recorded("get_training_time").training_time
+
+    def _write_timeline(self, path: str | None) -> None:
+        """Writes the last training's timeline; what goes wrong must not cost the model that was trained."""
+        if path is None:
+            return
+        try:
+            local.once(self._recorded("timeline").timeline, path)
+        except Exception:
+            logger.warning("the timeline was not written: history.timeline(path) does it", exc_info=True)
 
     def _recorded(self, question: str) -> History:
         if self.history is None:

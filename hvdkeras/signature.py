@@ -5,43 +5,43 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hvdkeras.data.columns import Column
+
+Names = str | Sequence[str] | Mapping[str, str]
+"""Columns of a model's inputs or outputs: the only one's, a list in their order, or a dict by their names."""
 
 
 def columns(
     model: Any,
     loss: Any,
-    features_col: str | Sequence[str],
-    label_col: str | Sequence[str],
+    features_col: Names,
+    label_col: Names,
     scalars: Container[str] = (),
+    sample_weight_col: Names | None = None,
 ) -> tuple[Column, ...]:
-    """Returns the columns that a training reads: one for each input, then one for each output.
+    """Returns the columns that a training reads: one for each input, one for each output, sample weights.
 
     Args:
         model: a built Functional or Sequential Keras model.
         loss: a Keras loss, its name or a function; for several outputs a list, or a dict by output name.
-        features_col: a column's name for each of the model's inputs, in their order.
-        label_col: a column's name for each of the model's outputs, in their order.
+        features_col: a column's name for each of the model's inputs, see `input_columns`.
+        label_col: a column's name for each of the model's outputs, see `output_columns`.
         scalars: names of the data's columns that hold one number a row. A loss of the user's own may take
             class numbers or vectors of the output's shape: what the data has decides.
+        sample_weight_col: a column's name for all of the model's outputs, or one for each. Default: none.
 
     Raises:
-        ValueError: if the model has no known inputs, a loss is unknown, or the numbers of columns and of
-            inputs or outputs differ.
+        ValueError: if the model has no known inputs, a loss is unknown, or the columns' names are not those
+            of as many columns as there are inputs or outputs.
     """
     inputs, outputs = _tensors(model, "inputs"), _tensors(model, "outputs")
-    features, labels = as_list(features_col), as_list(label_col)
-    for argument, names, tensors, what in (
-        ("features_col", features, inputs, "inputs"),
-        ("label_col", labels, outputs, "outputs"),
-    ):
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{argument} must be a column's name or a list of them. Received: {names!r}")
-        if len(names) != len(tensors):
-            raise ValueError(
-                f"{argument} must name one column for each of the model's {len(tensors)} {what} "
-                f"({', '.join(tensor.name for tensor in tensors)}). Received: {names}"
-            )
+    features, labels = input_columns(model, features_col), output_columns(model, label_col)
+    if sample_weight_col is None or isinstance(sample_weight_col, str):
+        weights = as_list(sample_weight_col or [])
+    else:
+        weights = _in_order("sample_weight_col", sample_weight_col, output_names(model), "outputs")
     for tensor in inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
@@ -56,7 +56,71 @@ def columns(
         _label_column(name, tensor, output_loss, name in scalars)
         for name, tensor, output_loss in zip(labels, outputs, _losses(model, loss), strict=True)
     ]
-    return (*features_columns, *label_columns)
+    return (*features_columns, *label_columns, *(Column(name, (), "float32") for name in weights))
+
+
+def input_columns(model: Any, features_col: Names) -> list[str]:
+    """Returns the names of columns for the model's inputs as a list in the order of `model.inputs`.
+
+    Args:
+        model: a built Functional or Sequential Keras model.
+        features_col: the only input's column, a list, or a dict by the inputs' names. Those are the names of
+            the Input layers, or, of a model that takes a dict, its keys.
+
+    Raises:
+        ValueError: if there is not one name for each input, or a key of the dict is no input.
+    """
+    known = _paths(model, 0) or [tensor.name for tensor in _tensors(model, "inputs")]
+    return _in_order("features_col", features_col, known, "inputs")
+
+
+def output_columns(model: Any, label_col: Names) -> list[str]:
+    """Returns the names of columns for the model's outputs, as `input_columns` does for the inputs."""
+    return _in_order("label_col", label_col, output_names(model), "outputs")
+
+
+def class_weights(
+    model: Any, class_weight: Mapping[int, float] | None, columns: Sequence[Column]
+) -> dict[int, float] | None:
+    """Returns Keras's `class_weight` with an entry for each class: 1 where none is given.
+
+    Keras fails at class numbers above the last one that has an entry.
+
+    Args:
+        model: a built Functional or Sequential Keras model.
+        class_weight: weights by class number, or None.
+        columns: what `columns` returned for the model.
+
+    Raises:
+        ValueError: if the model has several outputs, or one that is no class; if there are sample weights,
+            too; or for entries that are not weights of classes.
+    """
+    if class_weight is None:
+        return None
+    num_inputs = len(_tensors(model, "inputs"))
+    label, *more = columns[num_inputs:]
+    # Keras takes no nested labels here, not even a dict of one.
+    if more or _paths(model, 1):
+        raise ValueError(
+            "class_weight needs a model with one output, not in a dict, and no sample_weight_col. "
+            f"Received: columns {[column.name for column in columns[num_inputs:]]}"
+        )
+    count = _class_count(label)
+    fits = isinstance(class_weight, Mapping) and len(class_weight) > 0
+    fits = fits and all(
+        isinstance(number, int | np.integer)
+        and 0 <= number < (count or np.inf)
+        and isinstance(weight, int | float | np.number)
+        and 0 <= weight < np.inf
+        for number, weight in class_weight.items()
+    )
+    if not fits:
+        span = f"from 0 to {count - 1}" if count else "from 0"
+        raise ValueError(
+            f"class_weight must be a dict of class numbers {span} and weights that are not negative. "
+            f"Received: {class_weight!r}"
+        )
+    return {number: float(class_weight.get(number, 1.0)) for number in range(count or max(class_weight) + 1)}
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:
@@ -65,8 +129,70 @@ def as_list(names: str | Sequence[str]) -> list[str]:
 
 
 def output_names(model: Any) -> list[str]:
-    """Returns the names of a model's outputs, which a Sequential model keeps in its last layer."""
-    return list(getattr(model, "output_names", None) or [model.layers[-1].name])
+    """Returns the names of a model's outputs: their layers', or, of a model that gives a dict, its keys."""
+    # A Sequential model keeps them in its last layer.
+    return _paths(model, 1) or list(getattr(model, "output_names", None) or [model.layers[-1].name])
+
+
+def structures(model: Any) -> tuple[Any, Any]:
+    """Returns the inputs and outputs in the nesting in which a model takes and gives them.
+
+    A list of one is that one itself, as it is for Keras.
+
+    Raises:
+        ValueError: if they are not known.
+    """
+    import keras
+
+    inputs, outputs = _tensors(model, "inputs"), _tensors(model, "outputs")
+    if isinstance(model, keras.Sequential):
+        return inputs[0], outputs[0]
+    return tuple(
+        nested[0] if isinstance(nested, list | tuple) and len(nested) == 1 else nested
+        for nested in (model.input, model.output)
+    )
+
+
+def _paths(model: Any, which: int) -> list[str]:
+    """The keys of a model's inputs (0) or outputs (1) where they are in a dict, in the model's order."""
+    import keras
+
+    structure = structures(model)[which]
+    if not isinstance(structure, Mapping):
+        return []
+    return [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
+
+
+def _in_order(argument: str, names: Names, known: Sequence[str], what: str) -> list[str]:
+    if isinstance(names, Mapping):
+        fits = set(names) == set(known)
+        ordered = [names.get(name) for name in known]
+    else:
+        ordered = as_list(names)
+        fits = len(ordered) == len(known)
+    if not fits:
+        raise ValueError(
+            f"{argument} must name one column for each of the model's {len(known)} {what} "
+            f"({', '.join(known)}). Received: {names}"
+        )
+    if not all(isinstance(name, str) for name in ordered):
+        raise ValueError(
+            f"{argument} must be a column's name, a list of them, or a dict. Received: {names!r}"
+        )
+    return ordered
+
+
+def _class_count(label: Column) -> int | None:
+    """How many classes a column of labels tells apart, None where it is open."""
+    if label.shape == ():
+        return label.classes
+    if label.shape == (1,):
+        return label.classes or 2
+    if len(label.shape) == 1 and (label.one_hot or label.classes is None):
+        return label.shape[0]
+    raise ValueError(
+        f"class_weight needs labels of one class a row. Received: {label.name!r} of shape {label.shape}"
+    )
 
 
 def _tensors(model: Any, which: str) -> list[Any]:

@@ -66,6 +66,12 @@ def assign(variables: Sequence[Any], vector: np.ndarray) -> None:
         variable.assign(vector[start:end].reshape(variable.shape))
 
 
+def flat(variables: Sequence[Any]) -> np.ndarray:
+    """Returns variables as one float32 vector, once; what `FlatWeights.read` does often."""
+    arrays = [np.ravel(np.asarray(variable.value, np.float32)) for variable in variables]
+    return np.concatenate(arrays) if arrays else np.empty(0, np.float32)
+
+
 def averaged_variables(model: Any) -> list[Any]:
     """Returns the variables that ranks average at the end, such as batch normalisation's statistics.
 

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards
-from hvdkeras.history import RankHistory
+from hvdkeras.history import Look, RankHistory
 from hvdkeras.launch import environment, gpu
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+
+@dataclass
+class Job:
+    """What a training's ranks work on.
+
+    Attributes:
+        shards: the rows to train on.
+        validation: the rows to evaluate the center on, if they are data of their own.
+        shuffle: whether each epoch deals all rows out anew.
+        num_workers: ranks that train.
+        resume: whether to go on from the newest checkpoint.
+    """
+
+    shards: Shards
+    validation: Shards | None
+    shuffle: bool
+    num_workers: int
+    resume: bool
 
 
 @dataclass
@@ -28,143 +45,67 @@ class Result:
         histories: one history for each model that the rank trained: one, but for ensembles.
         trainable: the trained models' trainable weights, shape `(models, n)`.
         other: the averaged rest (batch normalisation's statistics), shape `(models, m)`.
+        looks: what was seen of the center.
     """
 
     histories: list[RankHistory]
     trainable: np.ndarray | None = None
     other: np.ndarray | None = None
+    looks: list[Look] = field(default_factory=list)
 
 
-def run(
-    train: Callable[..., Result], trainer: Any, shards: Shards, shuffle: bool, num_workers: int
-) -> Result:
+def run(train: Callable[..., Result], trainer: Any, job: Job) -> Result:
     """Takes this rank's part of a training in a running MPI job.
 
     Args:
         train: `train_replica` or `train_members`.
         trainer: the `Trainer` to follow.
-        shards: the data.
-        shuffle: whether each epoch deals all rows out anew.
-        num_workers: ranks that train; those beyond them have an empty result.
+        job: what to work on. Ranks beyond its `num_workers` have an empty result.
     """
-    job = environment.job()
+    place = environment.job()
     logging.getLogger("hvdkeras").setLevel(logging.INFO if trainer.verbose else logging.WARNING)
-    gpu_name = gpu.pin(job.local_rank, job.local_size)
-    threads = gpu.limit_threads(min(job.local_size, num_workers), trainer.threads)
+    gpu_name = gpu.pin(place.local_rank, place.local_size)
+    threads = gpu.limit_threads(min(place.local_size, job.num_workers), trainer.threads)
     device = f"GPU {gpu_name}" if gpu_name else f"CPU, {threads} threads"
     environment.prepare()
     from mpi4py import MPI
 
-    working = job.rank < num_workers
-    comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, job.rank)
+    working = place.rank < job.num_workers
+    comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, place.rank)
     if not working:
         return Result([])
-    result = train(trainer, shards, shuffle, comm, device)
+    result = train(trainer, job, comm, device)
     comm.Free()
     return result
 
 
-def train_replica(trainer: Any, shards: Shards, shuffle: bool, comm: MPI.Comm, device: str) -> Result:
+def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str) -> Result:
     """Trains one model together with the other ranks, by the trainer's rule."""
-    from hvdkeras.exchange import Distance, Exchange
-    from hvdkeras.weights import FlatWeights, averaged_variables
+    from hvdkeras.replica import Replica
 
-    rows = Rows(shards, comm.rank, comm.size, trainer.batch_size, trainer.seed, shuffle)
-    model = _compiled(trainer, rows, comm.rank)
-    trainer.prepare(model, rows, comm)
-    trainable = FlatWeights(model.trainable_variables)
-    other = FlatWeights(averaged_variables(model))
-    with _center(trainer, comm, trainable.read()) as center:
-        history = RankHistory(comm.rank, socket.gethostname(), device)
-        exchange = []
-        if center:
-            exchange = [Distance(history, center, trainable), Exchange(trainer, center, trainable)]
-        _fit(model, rows, history, trainer, exchange, center)
-        weights = _last(trainer, center) if center else trainable.read()
-        history.exchange = dict(center.telemetry) if center else {}
-    mean = _mean(comm, other.read(), trainer.timeout)
+    history = RankHistory(comm.rank, socket.gethostname(), device)
+    replica = Replica(trainer, job, comm, history)
+    trainable, other = replica.train()
     if comm.rank > 0:
         return Result([history])
-    return Result([history], weights[np.newaxis], mean[np.newaxis])
+    return Result([history], trainable[np.newaxis], other[np.newaxis], replica.looks)
 
 
-def train_members(trainer: Any, shards: Shards, shuffle: bool, comm: MPI.Comm, device: str) -> Result:
+def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str) -> Result:
     """Trains this rank's models of an ensemble, one after the other, each from initial weights of its own."""
-    from hvdkeras.weights import FlatWeights, averaged_variables
+    from mpi4py import MPI
 
-    histories, vectors, count = [], [], trainer.num_models
+    from hvdkeras.replica import Replica
+
+    histories, vectors, looks, count = [], [], [], trainer.num_models
     for member in range(comm.rank, count, comm.size):
-        part, parts = (member, count) if trainer.partition else (0, 1)
-        # On all rows, another seed gives each member an order of its own.
-        rows = Rows(shards, part, parts, trainer.batch_size, trainer.seed + member, shuffle)
-        model = _compiled(trainer, rows, member, fresh=True)
         history = RankHistory(comm.rank, socket.gethostname(), device, model=member)
-        _fit(model, rows, history, trainer, [], None)
+        replica = Replica(trainer, job, MPI.COMM_SELF, history, member, count)
+        vectors.append(replica.train())
         histories.append(history)
-        groups = model.trainable_variables, averaged_variables(model)
-        vectors.append([FlatWeights(group).read() for group in groups])
+        looks += [replace(look, model=member) for look in replica.looks]
     trainable, other = (_gather(comm, [pair[i] for pair in vectors], count) for i in range(2))
-    return Result(histories, trainable, other)
-
-
-def _compiled(trainer: Any, rows: Rows, number: int, fresh: bool = False) -> Any:
-    """The model, its random layers seeded by `number`; with `fresh`, from initial weights of its own."""
-    import keras
-
-    window = trainer.communication_window or rows.steps
-    keras.utils.set_random_seed(trainer.seed + number)
-    return trainer.compiled_model(fresh=fresh, steps_per_execution=min(window, rows.steps))
-
-
-def _fit(
-    model: Any, rows: Rows, history: RankHistory, trainer: Any, callbacks: list[Any], center: Any
-) -> None:
-    from hvdkeras.exchange import Events, Record, Tell
-    from hvdkeras.feed import Feed
-
-    feed = Feed(rows, len(model.inputs))
-    record = Record(history, rows.rows, center, trainer.verbose)
-    events = [Events(history, center)] if trainer.timeline else []
-    telling = [Tell(history.model, rows.rows)] if trainer.verbose else []
-    callbacks = [feed, *callbacks, *events, record, *telling]
-    model.fit(feed.dataset(), epochs=trainer.num_epoch, verbose=0, shuffle=False, callbacks=callbacks)
-
-
-@contextlib.contextmanager
-def _center(trainer: Any, comm: MPI.Comm, initial: np.ndarray) -> Iterator[Any]:
-    """The center that the trainer's rule works with, freed at the end; None where ranks don't exchange."""
-    if trainer.synchronous is None:
-        yield None
-        return
-    from hvdkeras.center import ReplicatedCenter, WindowCenter
-
-    if trainer.synchronous:
-        center = ReplicatedCenter(comm, initial, timeout=trainer.timeout)
-    else:
-        center = WindowCenter(comm, initial, slots=trainer.center_slots, timeout=trainer.timeout)
-    yield center
-    # Not after an exception: the others don't answer then, and the launcher ends them all.
-    center.free()
-
-
-def _last(trainer: Any, center: Any) -> np.ndarray:
-    """The center's weights once all ranks have added theirs."""
-    if not trainer.synchronous:
-        center.finish()
-    return center.pull()
-
-
-def _mean(comm: MPI.Comm, vector: np.ndarray, timeout: float) -> np.ndarray:
-    """The ranks' mean of what no rule exchanges."""
-    from hvdkeras.center import ReplicatedCenter
-
-    if vector.size == 0:
-        return vector
-    mean = ReplicatedCenter(comm, np.zeros_like(vector), timeout=timeout)
-    mean.push(vector / np.float32(comm.size))
-    result = mean.pull()
-    mean.free()
-    return result
+    return Result(histories, trainable, other, looks)
 
 
 def _gather(comm: MPI.Comm, vectors: list[np.ndarray], count: int) -> np.ndarray | None:

@@ -86,12 +86,12 @@ def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool) -> list[Chu
 
 
 def fill(chunks: list[Chunk], parts: int, initial: np.ndarray) -> None:
-    """Writes the first values, before any rank looks: the vector into the center, zeros into the slots."""
+    """Writes the first values, before any rank looks: the rows of `initial`, and zeros into further slots."""
     for chunk in chunks:
         zeros = np.zeros(chunk.stop - chunk.start, np.float32)
         chunk.open()
         for part in range(parts):
-            values = zeros if part else initial[chunk.elements]
+            values = initial[part, chunk.elements] if part < len(initial) else zeros
             chunk.window.Put(values, chunk.host, target=chunk.place(chunk.elements, part))
         chunk.close()
 

@@ -77,9 +77,9 @@ class ReplicatedCenter:
         self._verbs += time.perf_counter() - begin
         return out
 
-    def peek(self) -> np.ndarray:
-        """Returns a copy (n,) of the center to measure it, as `WindowCenter.peek` does."""
-        return self.pull()
+    def contents(self) -> np.ndarray:
+        """Returns a copy of the center, shape (1, n), as `WindowCenter.contents` does."""
+        return self.pull()[np.newaxis]
 
     def push(self, update: np.ndarray) -> None:
         """Adds the sum over the ranks of `update` (n,) to the center; `update` may be reused at once."""

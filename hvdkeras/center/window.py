@@ -37,7 +37,8 @@ class WindowCenter:
 
     Args:
         comm: Communicator of the ranks that share the center.
-        initial: Vector (n,) of float32 that the center starts from; rank 0's counts.
+        initial: Vector (n,) of float32 that the center starts from; rank 0's counts. Or (1 + slots, n), what
+            `contents` returned: the slots' first values, too.
         slots: Number of vectors beside the center. They start with zeros.
         sharded: Spreads the chunks over the ranks, for vectors that outgrow the link of rank 0's host.
         timeout: Seconds that a wait for other ranks may take without anything happening.
@@ -60,11 +61,13 @@ class WindowCenter:
         sharded: bool = False,
         timeout: float = 600.0,
     ):
-        vector("initial", initial)
         if slots < 0:
             raise ValueError(f"slots must not be negative. Received: {slots}")
+        rows = initial if np.ndim(initial) == 2 and len(initial) == 1 + slots else [initial]
+        for row in rows:
+            vector("initial", row)
         self.size = comm.size
-        self._length, self._parts, self._timeout = initial.size, 1 + slots, timeout
+        self._length, self._parts, self._timeout = rows[0].size, 1 + slots, timeout
         self._comm = duplicate(comm, timeout)
         agree_on_length(self._comm, self._length, timeout)
         one_host = on_one_host(self._comm)
@@ -88,7 +91,7 @@ class WindowCenter:
         serving = not one_host and comm.rank in {0, *(chunk.host for chunk in self._chunks)}
         self._attendant = Attendant(self._comm, timeout, self._requested if serving else None)
         if comm.rank == 0:
-            fill(self._chunks, self._parts, initial)
+            fill(self._chunks, self._parts, np.atleast_2d(initial))
         self._meet("the center's first values")
 
     @property
@@ -123,11 +126,15 @@ class WindowCenter:
             self._get(out, part)
         return out
 
-    def peek(self) -> np.ndarray:
-        """Returns a copy (n,) of the center to measure it; for the staleness it is no look at the center."""
-        with self._verb("peek"):
-            out = np.empty(self._length, np.float32)
-            self._get(out, 0)
+    def contents(self) -> np.ndarray:
+        """Returns a copy of the center and its slots, shape (1 + slots, n).
+
+        For checkpoints and evaluation: unlike `pull` it leaves the staleness as it is.
+        """
+        out = np.empty((self._parts, self._length), np.float32)
+        with self._verb("copy"):
+            for part, values in enumerate(out):
+                self._get(values, part)
         return out
 
     def push(self, update: np.ndarray) -> None:
@@ -213,7 +220,6 @@ class WindowCenter:
         self._comm.Free()
 
     def _get(self, out: np.ndarray, part: int) -> None:
-        """Copies the center or a slot, chunk by chunk."""
         for chunk in self._in_own_order():
             with self._turn(chunk):
                 place = chunk.place(chunk.elements, part)

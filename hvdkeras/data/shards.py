@@ -63,11 +63,12 @@ class Shards:
         """The columns without repetitions: an autoencoder's input and output are stored once."""
         return tuple(dict.fromkeys(self.columns))
 
-    def check_rows(self, num_workers: int) -> None:
-        """Raises ValueError where there are fewer rows than ranks."""
-        if self.rows < num_workers:
+    def check_rows(self, num_workers: int, chosen: Sequence[int] | None = None) -> None:
+        """Raises ValueError where there are fewer rows, or fewer of the chosen ones, than ranks."""
+        rows = self.rows if chosen is None else len(chosen)
+        if rows < num_workers:
             raise ValueError(
-                f"num_workers must be at most the number of rows, {self.rows}. Received: {num_workers}"
+                f"num_workers must be at most the number of rows, {rows}. Received: {num_workers}"
             )
 
     def check_columns(self, columns: Sequence[Column]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class SynchronousSGD(Trainer):
         self.compression = compression
         self.accumulation = require_positive("accumulation", accumulation, int)
 
-    def prepare(self, model: Any, rows: Any, comm: Any) -> None:
+    def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
         import tensorflow as tf
 
         from hvdkeras import gradients
@@ -63,10 +64,11 @@ class SynchronousSGD(Trainer):
             total = gradients.over_horovod(comm, self.compression)
         else:
             total = gradients.over_mpi(comm, self.timeout, self.compression)
-        gradients.AveragedGradients(
+        averaged = gradients.AveragedGradients(
             model.optimizer,
             model.trainable_variables,
             total,
             shares(np.array(comm.allgather(rows.batch_sizes)))[comm.rank],
             self.accumulation,
         )
+        return averaged.variables

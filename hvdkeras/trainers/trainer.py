@@ -1,71 +1,43 @@
-"""What all trainers share: their arguments, the checks of them, and the way of a training."""
+"""What all trainers share: the contract of an algorithm, and the way of a training on the driver."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hvdkeras import progress, signature, timeline, weights, worker
+from hvdkeras.checkpoint import Checkpoints
 from hvdkeras.data import sources
+from hvdkeras.data.columns import Column
+from hvdkeras.data.rows import split
 from hvdkeras.data.shards import Shards
-from hvdkeras.estimator import TunableEstimator, require_positive
+from hvdkeras.estimator import require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
+from hvdkeras.launch.failure import TrainingError
 from hvdkeras.recorded import Recorded
+from hvdkeras.trainers.arguments import Arguments
+
+__all__ = ["Trainer", "require_positive"]
 
 logger = logging.getLogger("hvdkeras")
 
 
-class Trainer(Recorded, TunableEstimator):
+class Trainer(Recorded, Arguments):
     """The configuration of a training, and the rule that its ranks exchange weights by.
 
-    The same object is what the user constructs, what is shipped to the ranks (it pickles; the model
-    travels as the content of a `.keras` file) and what holds the rule. A new algorithm is a subclass that
-    sets `synchronous` and writes `exchange`.
-
-    Args:
-        keras_model: a built Functional or Sequential Keras model. It is not changed by training.
-        worker_optimizer: a Keras optimizer or its name, one copy for each rank. Default: the model's own
-            if it is compiled, otherwise SGD at `learning_rate`.
-        loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
-            the model's own if it is compiled.
-        metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
-        loss_weights: as in `keras.Model.compile`.
-        num_workers: ranks to train with. Default: 2, or all ranks of the job in which the script runs.
-        batch_size: rows of one step of one rank.
-        num_epoch: passes over the data.
-        features_col: the column of the model's input, or a list with one column for each input.
-        label_col: the column of the labels, or a list with one column for each output. Integer labels fit
-            the sparse losses, and the categorical ones too: they are one-hot encoded by the output's size.
-        output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
-        learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
-        seed: of the shuffling and of the ranks' random layers.
-        store: a folder or URL (anything that fsspec opens) that the driver and all ranks see. The data is
-            laid out for the ranks in a new folder in it, which is removed after the training. Default: a
-            temporary folder of this machine.
-        custom_objects: classes and functions by name that the model needs and that are not registered
-            with Keras.
-        threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
-        timeout: seconds that a rank waits for another before it gives up with an error that says so.
-        verbose: 0 is silent; 1 shows the progress on stderr, as a bar in terminals and notebooks, elsewhere
-            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and what mpirun
-            says.
-        timeline: a path or URL (anything that fsspec opens) on the driver's side, where a timeline of what
-            each rank did is written after the training, for chrome://tracing and https://ui.perfetto.dev.
-            Default: none. A rank keeps its first 20,000 events, two or three for each window.
-        launch_options: further arguments for `hvdkeras.launch.spark.run` or `hvdkeras.launch.local.run`:
-            `start_timeout`, `env`, `mpi_args`.
+    The same object is what the user constructs, what is shipped to the ranks and what holds the rule. A new
+    algorithm is a subclass that sets `synchronous` and writes `exchange`. See `Arguments` for the arguments
+    that all trainers share.
 
     Attributes:
         history: a `History` after `train`, None before.
-
-    Raises:
-        ValueError: for a count that is not a positive integer or a rate that is not a positive number.
     """
 
     synchronous: bool | None = None
@@ -80,54 +52,6 @@ class Trainer(Recorded, TunableEstimator):
 
     center_slots: int = 0
     """How many vectors of the weights' size lie beside an asynchronous center, for the rule's own use."""
-
-    def __init__(
-        self,
-        keras_model: Any,
-        *,
-        worker_optimizer: Any = None,
-        loss: Any = None,
-        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
-        loss_weights: Sequence[float] | Mapping[str, float] | None = None,
-        num_workers: int | None = None,
-        batch_size: int = 32,
-        num_epoch: int = 1,
-        features_col: str | Sequence[str] = "features",
-        label_col: str | Sequence[str] = "label",
-        output_col: str | Sequence[str] = "prediction",
-        learning_rate: float = 0.01,
-        seed: int = 0,
-        store: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        threads: int | None = None,
-        timeout: float = 600.0,
-        verbose: int = 1,
-        timeline: str | None = None,
-        launch_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.keras_model = keras_model
-        compiled = weights.compile_arguments(keras_model)
-        self.worker_optimizer = compiled.get("optimizer") if worker_optimizer is None else worker_optimizer
-        self.loss = compiled.get("loss") if loss is None else loss
-        self.metrics = compiled.get("metrics") if metrics is None else metrics
-        self.loss_weights = compiled.get("loss_weights") if loss_weights is None else loss_weights
-        self.num_workers = None if num_workers is None else require_positive("num_workers", num_workers, int)
-        self.batch_size = require_positive("batch_size", batch_size, int)
-        self.num_epoch = require_positive("num_epoch", num_epoch, int)
-        self.features_col = features_col
-        self.label_col = label_col
-        self.output_col = output_col
-        self.learning_rate = require_positive("learning_rate", learning_rate, float)
-        self.seed = seed
-        self.store = store
-        self.custom_objects = dict(custom_objects or {})
-        self.threads = None if threads is None else require_positive("threads", threads, int)
-        self.timeout = require_positive("timeout", timeout, float)
-        self.verbose = verbose
-        self.timeline = timeline
-        self.launch_options = dict(launch_options or {})
-        self.history: History | None = None
 
     def exchange(self, local: np.ndarray, center: Any, state: Any, steps: int) -> tuple[np.ndarray, Any]:
         """The algorithm: what a rank does after `communication_window` batches.
@@ -148,23 +72,30 @@ class Trainer(Recorded, TunableEstimator):
         """Returns the state for a rank's first exchange; `center`, shape `(n,)`, is where all ranks start."""
         return None
 
-    def prepare(self, model: Any, rows: Any, comm: Any) -> None:
+    def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
         """Called on each rank before it trains, for algorithms that change how Keras takes a step.
 
         Args:
             model: the rank's compiled Keras model.
             rows: the rank's `hvdkeras.data.rows.Rows`.
             comm: the mpi4py communicator of the ranks that train.
+
+        Returns:
+            Variables, beyond the model's and its optimizer's, that the training depends on: checkpoints hold
+            them, too.
         """
+        return ()
+
+    def learning_rate_factor(self, progress: float, num_workers: int) -> float:
+        """Returns what the optimizer's learning rate is multiplied by after `progress` epochs."""
+        return 1.0
 
     def check(self, num_workers: int) -> None:
         """Raises ValueError where the arguments contradict each other or the algorithm's theory."""
 
-    def models_trained(self, num_workers: int) -> int:
-        """Returns how many models train and tell their progress: one on each rank."""
-        return num_workers
-
-    def train(self, data: Any, shuffle: bool = False) -> Any:
+    def train(
+        self, data: Any, shuffle: bool = False, *, validation_data: Any = None, resume: bool = False
+    ) -> Any:
         """Trains a copy of the model.
 
         Args:
@@ -174,6 +105,14 @@ class Trainer(Recorded, TunableEstimator):
                 rank of the job takes its part, and all get the result.
             shuffle: False: each rank keeps the rows that it was given and visits them in a new order each
                 epoch. True: each epoch deals all rows out anew.
+            validation_data: more data, of one of these kinds, on which the ranks together evaluate the
+                center after each epoch.
+            resume: go on from the newest complete checkpoint in `checkpoint`, or begin if there is none. A
+                synchronous training then reaches the weights that it would have reached without the
+                interruption, given the same rows in the same order. An asynchronous one loses no rows; those
+                between its last checkpoint and its end are trained on again. With another number of ranks
+                the epoch under way begins anew, from the center and the mean of the optimizers' states. What
+                callbacks remember is not in a checkpoint.
 
         Returns:
             The trained Keras model, compiled with the trainer's loss and metrics.
@@ -183,84 +122,32 @@ class Trainer(Recorded, TunableEstimator):
             TrainingError: if a rank failed.
         """
         started = time.monotonic()
-        num_workers, job = self._num_workers(), environment.job()
+        num_workers = self._num_workers()
         self.check(num_workers)
         self._check_model()
-        launch = spark.run if sources.is_dataframe(data) else local.run
-        with self._shards(data) as shards:
-            shards.check_rows(num_workers)
-            self._check_window(shards.rows, num_workers)
-            if self.timeline is not None:
-                local.once(timeline.check, self.timeline)
-            models = self.models_trained(num_workers)
-            with progress.shown(models, num_workers, self.num_epoch, self.verbose) as receiver:
-                results = launch(
-                    worker.run,
-                    (self.work, self, shards, shuffle, num_workers),
-                    num_proc=job.size if job else num_workers,
-                    verbose=self.verbose,
-                    on_message=receiver,
-                    **self.launch_options,
-                )
-        histories = sorted(
-            (h for result in results for h in result.histories), key=lambda h: (h.model, h.rank)
-        )
-        self.history = History(histories, time.monotonic() - started, shards.rows)
+        self._check_oversight_of(validation_data, resume)
         if self.timeline is not None:
-            local.once(self.history.timeline, self.timeline)
+            local.once(timeline.check, self.timeline)
+        with self._shards(data) as shards, self._validation_shards(validation_data) as validation:
+            chosen = None
+            if self.validation_split:
+                chosen, _ = split(shards.rows, self.validation_split, self.seed)
+            shards.check_rows(num_workers, chosen)
+            self._check_window(shards.rows if chosen is None else len(chosen), num_workers)
+            launch = spark.run if sources.is_dataframe(data) else local.run
+            job = worker.Job(shards, validation, shuffle, num_workers, resume)
+            results, restarts = self._launched(launch, job)
+        histories = [history for result in results for history in result.histories]
+        looks = [look for result in results for look in result.looks]
+        self.history = History(
+            sorted(histories, key=lambda history: (history.model, history.rank)),
+            time.monotonic() - started,
+            shards.rows,
+            sorted(looks, key=lambda look: (look.model, look.seconds)),
+            restarts,
+        )
+        self._write_timeline(self.timeline)
         return self._trained(results[0])
-
-    def compiled_model(self, fresh: bool = False, steps_per_execution: int = 1) -> Any:
-        """Returns a copy of the model, compiled with the trainer's arguments.
-
-        Args:
-            fresh: draw initial weights anew instead of copying the model's.
-            steps_per_execution: as in `keras.Model.compile`.
-        """
-        import keras
-
-        content = self.keras_model
-        if not isinstance(content, bytes):
-            content = weights.model_to_bytes(content)
-        with keras.saving.custom_object_scope(self._objects()):
-            # The model is the user's own: it may hold code.
-            model = weights.model_from_bytes(content, self._objects(), safe_mode=False)
-            return self.compile(keras.models.clone_model(model) if fresh else model, steps_per_execution)
-
-    def compile(self, model: Any, steps_per_execution: int = 1) -> Any:
-        """Compiles a model of the same outputs with the trainer's arguments, and returns it."""
-        loss, metrics, optimizer = (
-            # Packed and unpacked, so that no two models share a Keras object.
-            weights.unpack(weights.pack(argument), self._objects())
-            for argument in (self.loss, self.metrics, self.worker_optimizer)
-        )
-        model.compile(
-            optimizer=self.default_optimizer() if optimizer is None else optimizer,
-            loss=loss,
-            metrics=metrics,
-            loss_weights=self.loss_weights,
-            steps_per_execution=steps_per_execution,
-        )
-        return model
-
-    def default_optimizer(self) -> dict[str, Any]:
-        """Returns the configuration of the optimizer that ranks use where `worker_optimizer` is not given."""
-        return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns the configuration with everything that is Keras's in a form that pickles."""
-        state = {**self.__dict__, "history": None, "custom_objects": self._objects()}
-        if not isinstance(self.keras_model, bytes):
-            state["keras_model"] = weights.model_to_bytes(self.keras_model)
-        for name in ("worker_optimizer", "loss", "metrics"):
-            state[name] = weights.pack(state[name])
-        return state
-
-    def _objects(self) -> dict[str, Any]:
-        """The custom objects given, and those registered with Keras, of which other processes don't know."""
-        import keras
-
-        return {**keras.saving.get_custom_objects(), **self.custom_objects}
 
     def _num_workers(self) -> int:
         job = environment.job()
@@ -272,11 +159,73 @@ class Trainer(Recorded, TunableEstimator):
             )
         return num_workers
 
+    def _launched(self, launch: Any, job: worker.Job) -> tuple[list[worker.Result], list[str]]:
+        """Runs the ranks, again from the last checkpoint if one is lost; returns why that was, too."""
+        here, restarts = environment.job(), []
+        models = self.models_trained(job.num_workers)
+        while True:
+            try:
+                with progress.shown(models, job.num_workers, self.num_epoch, self.verbose) as receiver:
+                    results = launch(
+                        worker.run,
+                        (self.work, self, job),
+                        num_proc=here.size if here else job.num_workers,
+                        verbose=self.verbose,
+                        on_message=receiver,
+                        **self.launch_options,
+                    )
+                return results, restarts
+            except TrainingError as error:
+                # What a rank raised it would raise again.
+                if len(restarts) == self.max_restarts or error.remote_traceback is not None:
+                    raise
+                restarts.append(str(error).splitlines()[0])
+                logger.warning(
+                    "restart %d of %d from the last checkpoint: %s",
+                    len(restarts),
+                    self.max_restarts,
+                    restarts[-1],
+                )
+                job = replace(job, resume=True)
+
+    def _check_oversight_of(self, validation_data: Any, resume: bool) -> None:
+        """Raises where checkpoints or validation can't be as they are asked for."""
+        if validation_data is not None and self.validation_split:
+            raise ValueError(
+                "validation_data must be left out where validation_split is given. "
+                f"Received: validation_split={self.validation_split}"
+            )
+        if self.stop_at and validation_data is None and not self.validation_split:
+            raise ValueError("stop_at needs validation_split or validation_data. Received: neither")
+        if self.max_restarts and environment.job():
+            raise ValueError(
+                "max_restarts must be 0 in a script that runs under mpirun or horovodrun: who started it "
+                f"restarts it, with resume=True. Received: {self.max_restarts}"
+            )
+        if self.checkpoint is None:
+            if resume:
+                raise ValueError("resume needs checkpoint. Received: checkpoint=None")
+        elif not resume and (found := local.once(self._found_checkpoint)):
+            raise ValueError(
+                "checkpoint must be a folder without checkpoints, unless resume=True. "
+                f"Received: {self.checkpoint!r}, which holds {found}"
+            )
+
+    def _found_checkpoint(self) -> str | None:
+        """Makes the folder, and returns what lies in it of an earlier training."""
+        try:
+            return Checkpoints(self.checkpoint).prepared()
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint must be a folder or URL that can be written. Received: {self.checkpoint!r} "
+                f"({error})"
+            ) from error
+
     def _check_model(self) -> None:
         """Raises where the ranks could not rebuild and compile the model; they would fail in the same way."""
         if isinstance(self.keras_model, bytes):  # a trainer that was pickled
             self.keras_model = self.compiled_model()
-        signature.columns(self.keras_model, self.loss, self.features_col, self.label_col)
+        signature.class_weights(self.keras_model, self.class_weight, self._columns())
         try:
             weights.check_metrics(self.metrics)
             self.compiled_model()
@@ -289,6 +238,11 @@ class Trainer(Recorded, TunableEstimator):
                 f"{type(self.keras_model).__name__} {self.keras_model.name!r}, "
                 f"{type(error).__name__}: {reason}"
             ) from error
+
+    def _columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
+        """What a training reads of data whose columns `scalars` hold one number a row."""
+        columns = self.features_col, self.label_col, scalars, self.sample_weight_col
+        return signature.columns(self.keras_model, self.loss, *columns)
 
     def _check_window(self, rows: int, num_workers: int) -> None:
         """Warns where the window that was asked for can't be had."""
@@ -311,9 +265,7 @@ class Trainer(Recorded, TunableEstimator):
                 "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
                 "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
             )
-        columns = signature.columns(
-            self.keras_model, self.loss, self.features_col, self.label_col, sources.scalar_columns(data)
-        )
+        columns = self._columns(sources.scalar_columns(data))
         if isinstance(data, Shards):
             data.check_columns(columns)
             yield data
@@ -323,6 +275,14 @@ class Trainer(Recorded, TunableEstimator):
             yield shards
         finally:
             local.once(shards.remove)
+
+    @contextlib.contextmanager
+    def _validation_shards(self, data: Any) -> Iterator[Shards | None]:
+        if data is None:
+            yield None
+            return
+        with self._shards(data) as shards:
+            yield shards
 
     def _trained(self, result: worker.Result) -> Any:
         return self._models(result)[0]

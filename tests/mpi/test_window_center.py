@@ -209,7 +209,7 @@ def counting():
     comm.Barrier()
     if comm.rank == 1:
         seen.append(center.staleness())
-        center.peek()
+        center.contents()
         seen.append(center.staleness())
         center.pull()
         seen.append(center.staleness())

@@ -73,6 +73,29 @@ def test_sparse_and_dense_vectors_give_the_same_model(dataframe):
         np.testing.assert_array_equal(dense, sparse)
 
 
+def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
+    b, a = keras.Input((64,), name="b"), keras.Input((1,), name="a")
+    kind = keras.layers.Dense(10, "softmax")(keras.layers.Concatenate()([a, b]))
+    trainer = hvdkeras.EASGD(
+        keras.Model({"b": b, "a": a}, {"kind": kind}),
+        features_col={"a": "bias", "b": "dense"},
+        label_col={"kind": "label"},
+        sample_weight_col={"kind": "weight"},
+        loss={"kind": "sparse_categorical_crossentropy"},
+        batch_size=64,
+        verbose=0,
+    )
+    # Rows of weight 0 teach nothing: there are no others of the digits from 5 on.
+    weight = F.when(F.col("label") < 5, 1.0).otherwise(0.0)
+    weighted = dataframe.withColumn("bias", F.lit(1.0)).withColumn("weight", weight)
+    trainer.num_epoch, trainer.learning_rate = 5, 0.1
+    rows = trainer.fit(weighted).transform(weighted).select("label", "prediction").collect()
+    predicted = np.array([np.argmax(row.prediction) for row in rows])
+    labels = np.array([row.label for row in rows])
+    assert np.mean(predicted == labels) < 0.55
+    assert np.mean((predicted == labels)[labels < 5]) > 0.9
+
+
 def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
     trainer = digits.trainer("EASGD", 2)
     trainer.num_epoch = 1

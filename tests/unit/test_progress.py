@@ -9,7 +9,7 @@ import pytest
 
 from hvdkeras import progress
 from hvdkeras.history import Look
-from hvdkeras.progress import Progress, Standing
+from hvdkeras.progress import Advance, Progress
 
 
 class Terminal(io.StringIO):
@@ -41,17 +41,17 @@ def wait_for(words: str, stream: io.StringIO) -> None:
 def test_a_line_for_each_epoch_that_all_ranks_have_ended():
     stream = io.StringIO()
     with Progress(2, 2, stream) as shown:
-        shown.on_message(0, Standing(0, 10, {}))
-        shown.on_message(0, Standing(10, 10, {"loss": 4.0}))
-        shown.on_message(0, Standing(15, 10, {"loss": 9.0}))
-        shown.on_message(1, Standing(0, 30, {}))
-        shown.on_message(1, Standing(15, 30, {"loss": 9.0}))
+        shown.on_message(0, Advance(0, 10, {}))
+        shown.on_message(0, Advance(10, 10, {"loss": 4.0}))
+        shown.on_message(0, Advance(15, 10, {"loss": 9.0}))
+        shown.on_message(1, Advance(0, 30, {}))
+        shown.on_message(1, Advance(15, 30, {"loss": 9.0}))
         assert lines(stream) == []
-        shown.on_message(1, Standing(30, 30, {"loss": 2.0}))
+        shown.on_message(1, Advance(30, 30, {"loss": 2.0}))
         assert lines(stream) == ["epoch 1/2  loss 2.5000"]
         assert re.search(r"  \d+ samples/s  \d\d:\d\d left$", stream.getvalue().rstrip())
         for rank, rows in ((0, 10), (1, 30)):
-            shown.on_message(rank, Standing(2 * rows, rows, {"loss": 1.0}))
+            shown.on_message(rank, Advance(2 * rows, rows, {"loss": 1.0}))
     assert lines(stream) == ["epoch 1/2  loss 2.5000", "epoch 2/2  loss 1.0000"]
     assert not stream.getvalue().rstrip().endswith("left")
 
@@ -61,23 +61,23 @@ def test_an_ensembles_epoch_ends_with_its_last_member():
     with Progress(3, 1, stream) as shown:
         for rank, model in ((0, 0), (1, 1), (0, 2)):
             assert lines(stream) == []
-            shown.on_message(rank, Standing(0, 10, {}, model))
-            shown.on_message(rank, Standing(10, 10, {"loss": float(model)}, model))
+            shown.on_message(rank, Advance(0, 10, {}, model))
+            shown.on_message(rank, Advance(10, 10, {"loss": float(model)}, model))
     assert lines(stream) == ["epoch 1/1  loss 1.0000"]
 
 
 def test_the_newest_validation_stands_beside_the_metrics():
     stream = io.StringIO()
     with Progress(1, 2, stream) as shown:
-        shown.on_message(0, Standing(0, 10, {}))
+        shown.on_message(0, Advance(0, 10, {}))
         for epoch in (1, 2):
             shown.on_message(0, Look(epoch - 0.5, 1.0, {"val_loss": 3.0 / epoch}))
-            shown.on_message(0, Standing(10 * epoch, 10, {"loss": 1.0}))
+            shown.on_message(0, Advance(10 * epoch, 10, {"loss": 1.0}))
         shown.on_message(0, Look(2.0, 1.0, {"val_loss": 0.5}))
     assert lines(stream) == [
-        "epoch 1/2  loss 1.0000  val_loss 3.0000",
-        "epoch 2/2  loss 1.0000  val_loss 1.5000",
-        "epoch 2/2  val_loss 0.5000",
+        "epoch 1/2  loss 1.0000  val_loss 3.0000 (epoch 0.5)",
+        "epoch 2/2  loss 1.0000  val_loss 1.5000 (epoch 1.5)",
+        "validation  val_loss 0.5000 (epoch 2)",
     ]
 
 
@@ -95,8 +95,8 @@ def test_a_long_silence_is_broken(monkeypatch):
     stream = io.StringIO()
     with Progress(1, 4, stream) as shown:
         wait_for("starting, 0% of all", stream)
-        shown.on_message(0, Standing(0, 10, {}))
-        shown.on_message(0, Standing(15, 10, {"loss": 2.0}))
+        shown.on_message(0, Advance(0, 10, {}))
+        shown.on_message(0, Advance(15, 10, {"loss": 2.0}))
         wait_for("epoch 2/4, 38% of all  loss 2.0000", stream)
 
 
@@ -105,14 +105,14 @@ def test_a_terminal_has_one_bar():
     with Progress(2, 2, stream) as shown:
         assert "starting" in last_bar(stream)
         for rank in (0, 1):
-            shown.on_message(rank, Standing(0, 10, {}))
+            shown.on_message(rank, Advance(0, 10, {}))
         assert last_bar(stream).startswith("epoch 1/2   0%")
         shown.on_message(0, Look(1.0, 1.0, {"val_loss": 0.25}))
         for rows in (10, 20):
             for rank in (0, 1):
-                shown.on_message(rank, Standing(rows, 10, {"loss": 1.0 + rank}))
+                shown.on_message(rank, Advance(rows, 10, {"loss": 1.0 + rank}))
     assert last_bar(stream).startswith("epoch 2/2 100%")
-    assert last_bar(stream).endswith("loss 1.5000  val_loss 0.2500")
+    assert last_bar(stream).endswith("loss 1.5000  val_loss 0.2500 (epoch 1)")
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().endswith("\n")
 
@@ -120,10 +120,10 @@ def test_a_terminal_has_one_bar():
 def test_what_was_trained_before_a_restart_is_no_speed():
     stream = Terminal()
     with Progress(1, 4, stream) as shown:
-        shown.on_message(0, Standing(10_000_000, 10_000_000, {}))
+        shown.on_message(0, Advance(10_000_000, 10_000_000, {}))
         assert last_bar(stream).startswith("epoch 2/4  25%")
         time.sleep(0.2)
-        shown.on_message(0, Standing(10_000_100, 10_000_000, {"loss": 1.0}))
+        shown.on_message(0, Advance(10_000_100, 10_000_000, {"loss": 1.0}))
     speed = re.search(r"([\d.]+)(k?) samples/s", last_bar(stream))
     assert float(speed[1]) * (1000 if speed[2] else 1) <= 500
 
@@ -133,8 +133,8 @@ def test_a_failed_job_leaves_a_whole_line():
 
     def fail():
         with Progress(1, 2, stream) as shown:
-            shown.on_message(0, Standing(0, 10, {}))
-            shown.on_message(0, Standing(10, 10, {"loss": 1.0}))
+            shown.on_message(0, Advance(0, 10, {}))
+            shown.on_message(0, Advance(10, 10, {"loss": 1.0}))
             raise RuntimeError("rank 0 was killed")
 
     with pytest.raises(RuntimeError, match="rank 0 was killed"):
@@ -148,7 +148,7 @@ def test_messages_come_on_many_threads():
 
     def train(shown: Progress, rank: int) -> None:
         for rows in range(0, 501):
-            shown.on_message(rank, Standing(rows, 100, {"loss": 1.0} if rows else {}))
+            shown.on_message(rank, Advance(rows, 100, {"loss": 1.0} if rows else {}))
 
     with Progress(4, 5, stream) as shown:
         threads = [threading.Thread(target=train, args=(shown, rank)) for rank in range(4)]
@@ -162,7 +162,7 @@ def test_messages_come_on_many_threads():
 def test_a_display_that_fails_is_given_up_with_one_warning(caplog):
     with Progress(1, 2, Closed()) as shown:
         for rows in (0, 10, 20):
-            shown.on_message(0, Standing(rows, 10, {"loss": 1.0} if rows else {}))
+            shown.on_message(0, Advance(rows, 10, {"loss": 1.0} if rows else {}))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "not shown any more" in record.message
@@ -172,6 +172,6 @@ def test_a_display_that_fails_is_given_up_with_one_warning(caplog):
 @pytest.mark.parametrize(("verbose", "count"), [(0, 0), (1, 1), (2, 1)])
 def test_silence_is_silent(verbose, count, capsys):
     with progress.shown(1, 1, 1, verbose) as receive:
-        receive(0, Standing(0, 10, {}))
-        receive(0, Standing(10, 10, {"loss": 1.0}))
+        receive(0, Advance(0, 10, {}))
+        receive(0, Advance(10, 10, {"loss": 1.0}))
     assert len(capsys.readouterr().err.splitlines()) == count

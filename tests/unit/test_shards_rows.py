@@ -9,7 +9,7 @@ import pytest
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.parts import write_part
-from hvdkeras.data.rows import Rows
+from hvdkeras.data.rows import Rows, split
 from hvdkeras.data.shards import Shards, write_arrays
 
 COLUMNS = (Column("x", (3,), "float32"), Column("y", (), "int32"))
@@ -100,9 +100,83 @@ def test_a_rank_maps_only_parts_with_its_rows(tmp_path):
     assert flat(epoch_of(Rows(shards, 2, 3, 4, seed=0))) == list(range(20, 30))
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_only_the_chosen_rows_are_dealt_out(tmp_path, size, shuffle):
+    shards = in_parts(tmp_path, [9, 0, 30, 1])
+    for chosen in (np.array([0, 8, 9, 38, 39]), np.arange(3), np.arange(40), np.arange(5, 40, 2)):
+        ranks = [Rows(shards, rank, size, 2, 7, shuffle, chosen) for rank in range(size)]
+        batches = [epoch_of(rank) for rank in ranks]
+        assert flat(batch for rank in batches for batch in rank) == chosen.tolist()
+        assert {len(rank) for rank in batches} == {ranks[0].steps}
+        counts = [sum(map(len, rank)) for rank in batches]
+        assert counts == [rank.rows for rank in ranks]
+        assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_all_rows_chosen_is_as_none_chosen(tmp_path, shuffle):
+    shards = in_parts(tmp_path, [13, 24])
+    without = Rows(shards, 1, 2, 4, 7, shuffle)
+    assert epoch_of(Rows(shards, 1, 2, 4, 7, shuffle, np.arange(37)), 3) == epoch_of(without, 3)
+
+
+def test_split_by_hand():
+    training, validation = split(10, 0.25, seed=0)
+    assert (len(training), len(validation)) == (8, 2)
+    assert sorted([*training, *validation]) == list(range(10))
+    assert (training[:-1] < training[1:]).all()
+    assert (validation[:-1] < validation[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction", "count"), [(2, 0.01, 1), (2, 0.99, 1), (9, 0.99, 8), (100, 0.3, 30)]
+)
+def test_split_leaves_rows_on_both_sides(rows, fraction, count):
+    training, validation = split(rows, fraction, seed=1)
+    assert (len(training), len(validation)) == (rows - count, count)
+
+
+def test_split_follows_the_seed():
+    first, again, other = (split(100, 0.5, seed)[1].tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_split_needs_a_fraction(fraction):
+    with pytest.raises(ValueError, match=f"fraction must lie between 0 and 1. Received: {fraction}"):
+        split(10, fraction, seed=0)
+
+
+def test_split_needs_two_rows():
+    with pytest.raises(ValueError, match="rows must be at least 2 for a split. Received: 1"):
+        split(1, 0.5, seed=0)
+
+
+@pytest.mark.parametrize("memory", [32 << 20, 1000, 1])
+@pytest.mark.parametrize("first_step", [0, 1, 6, 14, 15])
+def test_an_epoch_from_its_middle_is_the_tail_of_it(tmp_path, monkeypatch, memory, first_step):
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", memory)
+    rows = Rows(in_parts(tmp_path, [40, 61]), 0, 1, 7, seed=0)
+    assert rows.steps == 15
+    tail = [y.tolist() for _, y in rows.batches(4, first_step)]
+    assert tail == epoch_of(rows, 4)[first_step:]
+
+
+def test_blocks_are_memory_that_tensorflow_takes_over(tmp_path):
+    rows = Rows(in_parts(tmp_path, [40, 61]), 0, 1, 7, seed=0)
+    columns, sizes = rows.block(0, 12)
+    assert sizes.tolist() == [7, 7, 3]
+    assert sizes.dtype == np.int64
+    assert [len(column) for column in columns] == [17, 17]
+    assert [column.ctypes.data % 64 for column in columns] == [0, 0]
+
+
 @pytest.mark.parametrize("memory", [32 << 20, 1000, 1])
 def test_many_parts_are_gathered_in_blocks(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", memory)
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(rows_module, "_MOST_BYTES", memory)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
@@ -133,6 +207,11 @@ def test_a_rank_that_does_not_see_the_store(tmp_path):
         ({"rank": 2}, "rank must be from 0 to size - 1. Received: rank=2, size=2"),
         ({"batch_size": 0}, "batch_size must be positive. Received: 0"),
         ({"size": 5}, "num_workers must be at most the number of rows, 4. Received: 5"),
+        ({"chosen": np.array([3])}, "num_workers must be at most the number of rows, 1. Received: 2"),
+        ({"chosen": np.array([3, 4])}, "chosen must be ascending numbers of the 4 rows. Received"),
+        ({"chosen": np.array([2, 1])}, "chosen must be ascending numbers"),
+        ({"chosen": np.array([1, 1])}, "chosen must be ascending numbers"),
+        ({"chosen": np.array([-1, 1])}, "chosen must be ascending numbers"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):

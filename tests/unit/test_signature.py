@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from hvdkeras.data.columns import Column
-from hvdkeras.signature import columns
+from hvdkeras.signature import class_weights, columns, input_columns, output_columns
 
 
 def classifier(classes: int = 10) -> keras.Model:
@@ -70,9 +70,101 @@ def test_several_inputs_and_outputs():
     )
 
 
+def with_dicts() -> keras.Model:
+    b, a = keras.Input((3,), name="b"), keras.Input((2,), name="a")
+    joined = keras.layers.Concatenate()([a, b])
+    outputs = {
+        "size": keras.layers.Dense(1, name="dense_1")(joined),
+        "kind": keras.layers.Dense(4, name="dense_2")(joined),
+    }
+    return keras.Model({"b": b, "a": a}, outputs)
+
+
+def test_dicts_of_columns_get_the_models_order():
+    assert input_columns(two_by_two(), {"b": "ids", "a": "x"}) == ["x", "ids"]
+    assert output_columns(two_by_two(), {"size": "s", "kind": "k"}) == ["k", "s"]
+    assert input_columns(classifier(), ["x"]) == input_columns(classifier(), "x") == ["x"]
+    one_input = keras.Sequential([keras.Input((3,), name="only"), keras.layers.Dense(1, name="last")])
+    assert input_columns(one_input, {"only": "x"}) == ["x"]
+    assert output_columns(one_input, {"last": "y"}) == ["y"]
+
+
+def test_a_model_of_dicts_has_its_keys_as_names():
+    loss = {"size": "mse", "kind": "sparse_categorical_crossentropy"}
+    features, labels = {"b": "B", "a": "A"}, {"size": "S", "kind": "K"}
+    assert columns(with_dicts(), loss, features, labels, sample_weight_col={"size": "W", "kind": "V"}) == (
+        Column("A", (2,), "float32"),
+        Column("B", (3,), "float32"),
+        Column("K", (), "int32", classes=4),
+        Column("S", (1,), "float32"),
+        Column("V", (), "float32"),
+        Column("W", (), "float32"),
+    )
+
+
+def test_sample_weights_are_one_column_or_one_for_each_output():
+    weight = Column("w", (), "float32")
+    assert columns(classifier(), "mse", "x", "y", sample_weight_col="w")[2:] == (weight,)
+    assert columns(two_by_two(), "mse", ["x", "z"], ["k", "s"], sample_weight_col="w")[4:] == (weight,)
+    both = columns(two_by_two(), "mse", ["x", "z"], ["k", "s"], sample_weight_col=["w", "v"])
+    assert both[4:] == (weight, Column("v", (), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes", "expected"),
+    [
+        ("sparse_categorical_crossentropy", 4, {0: 1.0, 1: 2.0, 2: 1.0, 3: 1.0}),
+        ("categorical_crossentropy", 4, {0: 1.0, 1: 2.0, 2: 1.0, 3: 1.0}),
+        ("binary_crossentropy", 1, {0: 1.0, 1: 2.0}),
+    ],
+)
+def test_class_weights_are_completed(loss, classes, expected):
+    model = classifier(classes)
+    read = columns(model, loss, "x", "y")
+    assert class_weights(model, {1: 2}, read) == expected
+    assert class_weights(model, None, read) is None
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {4: 1.0}, {-1: 1.0}, {"0": 1.0}, {0: -1.0}, {0: float("nan")}, [1.0], 2]
+)
+def test_class_weights_are_weights_of_classes(value):
+    model = classifier(4)
+    with pytest.raises(
+        ValueError, match="class_weight must be a dict of class numbers from 0 to 3.*Received"
+    ):
+        class_weights(model, value, columns(model, "sparse_categorical_crossentropy", "x", "y"))
+
+
+def test_class_weights_need_one_output_and_no_other_weights():
+    for model, read in (
+        (two_by_two(), columns(two_by_two(), "mse", ["x", "z"], ["k", "s"])),
+        (classifier(), columns(classifier(), "mse", "x", "y", sample_weight_col="w")),
+    ):
+        with pytest.raises(ValueError, match="class_weight needs a model with one output.*Received: columns"):
+            class_weights(model, {0: 1.0}, read)
+    steps = keras.Sequential([keras.Input((5, 3)), keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=r"labels of one class a row. Received: 'y' of shape \(5,\)"):
+        class_weights(steps, {0: 1.0}, columns(steps, "sparse_categorical_crossentropy", "x", "y"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            (two_by_two(), "mse", {"a": "x"}, ["y", "w"]),
+            r"features_col must name one .* 2 inputs \(a, b\). Received: {'a': 'x'}",
+        ),
+        (
+            (two_by_two(), "mse", {"a": "x", "c": "z"}, ["y", "w"]),
+            r"\(a, b\). Received: {'a': 'x', 'c': 'z'}",
+        ),
+        ((two_by_two(), "mse", ["x", "z"], {"kind": "y"}), "label_col must name one column .* 2 outputs"),
+        ((two_by_two(), "mse", {"a": "x", "b": 3}, ["y", "w"]), "features_col must be a column's name"),
+        (
+            (two_by_two(), "mse", ["x", "z"], ["y", "w"], (), ["v"]),
+            "sample_weight_col must name one column for each .* 2 outputs",
+        ),
         ((classifier(), None, "x", "y"), "loss must be given"),
         ((classifier(), "cross", "x", "y"), "loss must be a Keras loss.*'cross'"),
         ((classifier(), "mse", ["x", "z"], "y"), "features_col must name one column for each .* 1 inputs"),

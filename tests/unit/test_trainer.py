@@ -92,6 +92,25 @@ def test_names_that_keras_does_not_know_are_refused(arguments, message):
         hvdkeras.EASGD(model(), **arguments).train(DATA)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features_col": {"image": "features"}}, "features_col must name one column.*Received: {'image'"),
+        ({"sample_weight_col": ["v", "w"]}, "sample_weight_col must name one column.*Received"),
+        ({"class_weight": {2: 1.0}}, r"class_weight must be a dict of class numbers from 0 to 1 .*{2: 1.0}"),
+        ({"class_weight": {0: 2.0}, "sample_weight_col": "w"}, "class_weight needs .* no sample_weight_col"),
+    ],
+)
+def test_columns_and_weights_that_do_not_fit_the_model_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hvdkeras.EASGD(model(), loss="binary_crossentropy", **arguments).train(DATA)
+
+
+def test_a_column_of_weights_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="column 'w' is not in the data"):
+        hvdkeras.EASGD(model(), loss="mse", rho=0.1, sample_weight_col="w").train(DATA)
+
+
 def test_custom_layers_must_be_given():
     custom = keras.Sequential([keras.Input((3,)), Unknown(1)])
     with pytest.raises(ValueError, match="custom_objects.*Unknown"):
