@@ -14,6 +14,7 @@ import numpy as np
 from hvdkeras.checkpoint import Writer
 from hvdkeras.evaluation import CenterModel
 from hvdkeras.history import Look
+from hvdkeras.launch.rank import send
 from hvdkeras.rounds import Decision, Findings, Opening, Report
 
 logger = logging.getLogger("hvdkeras")
@@ -175,6 +176,7 @@ class Chair:
         progress = float(np.mean([report.progress for report in reports]))
         number = len(self.looks)
         self.looks.append(Look(progress, time.monotonic() - self._began, metrics))
+        send(self.looks[-1])
         self._callbacks.on_epoch_end(number, logs)
         if (name := reached(metrics, self._stop_at)) is not None:
             logger.info("%s is %g: the training ends (stop_at=%g)", name, metrics[name], self._stop_at[name])

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
 import keras
+import numpy as np
 
 from hvdkeras.history import RankHistory
+from hvdkeras.launch import rank
+from hvdkeras.progress import Advance
 from hvdkeras.standing import Position
 from hvdkeras.weights import FlatWeights
 
 logger = logging.getLogger("hvdkeras")
+
+# Of one rank; at a megabyte for ten thousand they stay small beside the weights, on the way to the driver.
+MOST_EVENTS = 20_000
+# Between two words to the driver.
+TELL_SECONDS = 0.5
 
 
 class Exchange(keras.callbacks.Callback):
@@ -43,6 +52,35 @@ class Exchange(keras.callbacks.Callback):
         self._weights.write(local)
 
 
+class Distance(keras.callbacks.Callback):
+    """Measures how far the rank's weights are from the center, before the last exchange of every epoch.
+
+    It stands before `Exchange`: many rules end with the rank on the center.
+
+    Args:
+        history: where to write to.
+        center: the center variable.
+        weights: the rank's trainable weights.
+        position: where the rank is.
+    """
+
+    def __init__(self, history: RankHistory, center: Any, weights: FlatWeights, position: Position) -> None:
+        super().__init__()
+        self._history, self._center, self._weights, self._position = history, center, weights, position
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._distance = math.nan  # that of an epoch which is cut short
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self._position.step == self._position.steps:
+            # Not by a pull, which the staleness of what follows would notice.
+            center = self._center.contents()[0]
+            self._distance = float(np.linalg.norm(self._weights.read() - center))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._history.distance.append(self._distance)
+
+
 class Record(keras.callbacks.Callback):
     """Fills a `RankHistory`, and says a line an epoch.
 
@@ -50,7 +88,7 @@ class Record(keras.callbacks.Callback):
         history: where to write to.
         position: where the rank is.
         center: whose telemetry tells the time spent in communication; None without exchange.
-        verbose: 0 for silence.
+        verbose: below 2 for silence.
     """
 
     def __init__(self, history: RankHistory, position: Position, center: Any, verbose: int) -> None:
@@ -71,20 +109,24 @@ class Record(keras.callbacks.Callback):
         self._logs = logs or {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._begun, self._spent = time.perf_counter(), self._exchange_seconds()
+        self._begun, self._spent = time.perf_counter(), _exchange_seconds(self._center)
+        self._telemetry = self._center.telemetry if self._center else {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self._begun
-        spent = [now - before for now, before in zip(self._exchange_seconds(), self._spent, strict=True)]
+        spent = _exchange_seconds(self._center) - self._spent
         history = self._history
         rows = self._position.rows_done
         history.rows.append(rows)
         for name, value in self._whole(logs or {}).items():
             history.metrics.setdefault(name, []).append(float(value))
         self._logs, self._before = {}, {}
-        for name, value in zip(history.seconds, [seconds - sum(spent), *spent], strict=True):
-            history.seconds[name].append(value)
-        if self._verbose:
+        for name, value in zip(history.seconds, [seconds - spent.sum(), *spent], strict=True):
+            history.seconds[name].append(float(value))
+        history.learning_rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        if "staleness_sum" in self._telemetry:
+            history.staleness.append(self._increase("staleness_sum") / max(1, self._increase("exchanges")))
+        if self._verbose >= 2:
             values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
             logger.info(
                 "epoch %d/%d  %s  %.0f samples/s",
@@ -105,6 +147,84 @@ class Record(keras.callbacks.Callback):
             name: (before * self._before[name] + now * value) / (before + now) for name, value in logs.items()
         }
 
-    def _exchange_seconds(self) -> list[float]:
-        telemetry = self._center.telemetry if self._center else {}
-        return [telemetry.get(f"seconds_{name}", 0.0) for name in ("communication", "waiting")]
+    def _increase(self, name: str) -> float:
+        return self._center.telemetry[name] - self._telemetry[name]
+
+
+class Events(keras.callbacks.Callback):
+    """Notes what the rank does in every window, for the timeline.
+
+    The center measures how long a rank waits and communicates in a window, not in which order: the events
+    stand after the computation, the waiting first.
+
+    Args:
+        history: where to write to.
+        center: whose telemetry tells the time spent in communication; None without exchange.
+    """
+
+    def __init__(self, history: RankHistory, center: Any) -> None:
+        super().__init__()
+        self._history, self._center = history, center
+        # A checkpoint's JSON made lists of them.
+        history.events = [tuple(event) for event in history.events]
+        # Durations come from the clock that is never set, begins from the one that hosts share.
+        self._offset = time.time() - time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._begun, self._spent = time.perf_counter(), _exchange_seconds(self._center)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        now, spent = time.perf_counter(), _exchange_seconds(self._center)
+        communication, waiting = (spent - self._spent).tolist()
+        computation = now - self._begun - communication - waiting
+        start = self._begun + self._offset
+        self._begun, self._spent = now, spent
+        events = self._history.events
+        if len(events) >= MOST_EVENTS:
+            return
+        parts = {"computation": computation, "waiting": waiting, "communication": communication}
+        for name, seconds in parts.items():
+            if seconds > 0:
+                events.append((name, start, seconds))
+                start += seconds
+        if len(events) >= MOST_EVENTS:
+            logger.warning("the timeline ends here: it has the first %d events of a rank", MOST_EVENTS)
+
+
+class Tell(keras.callbacks.Callback):
+    """Tells the driver how far the rank is, at most twice a second and at the end of every epoch.
+
+    Args:
+        model: which model of an ensemble the rank trains; 0 otherwise.
+        position: where the rank is.
+    """
+
+    def __init__(self, model: int, position: Position) -> None:
+        super().__init__()
+        self._member, self._position = model, position
+        self._told = -math.inf
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if self._told == -math.inf:
+            self._tell({})
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        epoch_ends = self._position.step == self._position.steps
+        if not epoch_ends and time.monotonic() - self._told >= TELL_SECONDS:
+            self._tell(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._tell(logs)
+
+    def _tell(self, logs: dict[str, float] | None) -> None:
+        self._told = time.monotonic()
+        position = self._position
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        rows = position.epoch * position.rows + position.rows_done
+        rank.send(Advance(rows, position.rows, metrics, self._member))
+
+
+def _exchange_seconds(center: Any) -> np.ndarray:
+    """Seconds that a rank has spent in communication and in waiting, shape (2,)."""
+    telemetry = center.telemetry if center else {}
+    return np.array([telemetry.get(f"seconds_{name}", 0.0) for name in ("communication", "waiting")])

@@ -1,17 +1,27 @@
-"""What happened in a training: per rank, averaged, as pandas, as a picture."""
+"""What happened in a training: per rank, averaged, as pandas, as JSON, as a picture, as a timeline."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hvdkeras import timeline
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
 SECONDS = ("computation", "communication", "waiting")
+
+# What a rank may measure once an epoch, beside its metrics.
+MEASURED = ("learning_rate", "staleness", "distance")
+
+# The key under which a saved history has the version of its format, and the version that is written.
+FORMAT_KEY, FORMAT = "hvdkeras_history", 1
 
 
 @dataclass
@@ -28,6 +38,14 @@ class RankHistory:
             epoch. Communication that runs beside computation is not counted.
         exchange: what the center measured over the whole training, such as the number of exchanges.
         model: which model of an ensemble it trained; 0 otherwise.
+        learning_rate: of the rank's optimizer, at the end of each epoch.
+        staleness: for each epoch, how many updates of other ranks the center took, on average, between two
+            exchanges of this one. Empty where ranks exchange together or never.
+        distance: for each epoch, the L2 norm of the rank's weights minus the center just before the epoch's
+            last exchange. Empty where ranks have no center.
+        events: `(name, start, duration)`: what the rank did, by the names of `seconds`, from when, in seconds
+            of its host's `time.time()`, and for how many seconds. Empty unless the trainer writes a
+            `timeline`, which also says how many events are kept.
     """
 
     rank: int
@@ -38,6 +56,10 @@ class RankHistory:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SECONDS})
     exchange: dict[str, float] = field(default_factory=dict)
     model: int = 0
+    learning_rate: list[float] = field(default_factory=list)
+    staleness: list[float] = field(default_factory=list)
+    distance: list[float] = field(default_factory=list)
+    events: list[tuple[str, float, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -49,7 +71,7 @@ class Look:
             epoch's end.
         seconds: since the training began.
         metrics: such as `val_loss` and `val_accuracy`.
-        model: which model of an ensemble.
+        model: which model of an ensemble was evaluated; 0 otherwise.
     """
 
     epoch: float
@@ -66,6 +88,8 @@ class History:
         ranks: one entry for each rank and model.
         training_time: seconds from the call of `train` to its result, the launch included.
         rows: rows of the data.
+        center: the evaluations of the center, in the order in which they were made.
+        restarts: why the training was restarted, one line for each time.
     """
 
     ranks: list[RankHistory]
@@ -73,6 +97,51 @@ class History:
     rows: int
     center: list[Look] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: str) -> History:
+        """Reads what `save` wrote.
+
+        Args:
+            path: a path or a URL that fsspec opens.
+
+        Raises:
+            ValueError: if the file is not a saved history, or one of another version.
+        """
+        import fsspec
+
+        with fsspec.open(path, "r", encoding="utf-8") as file:
+            text = file.read()
+        try:
+            content = json.loads(text)
+            version = content.pop(FORMAT_KEY)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"path must name a file that History.save wrote. Received: {path!r}") from error
+        if version != FORMAT:
+            raise ValueError(
+                f"path must name a history of the format {FORMAT}, which this version of hvdkeras reads. "
+                f"Received: {path!r} of the format {version}"
+            )
+        content = _numbers(content)
+        content["ranks"] = [RankHistory(**rank) for rank in content["ranks"]]
+        content["center"] = [Look(**look) for look in content["center"]]
+        for rank in content["ranks"]:
+            rank.events = [tuple(event) for event in rank.events]
+        return cls(**content)
+
+    def save(self, path: str) -> None:
+        """Writes everything as JSON, with the attributes' names; `load` reads it.
+
+        JSON has no numbers that are not finite: they are written as `{"float": "nan"}`, `"inf"` and `"-inf"`.
+
+        Args:
+            path: a path or a URL that fsspec opens.
+        """
+        import fsspec
+
+        text = json.dumps({FORMAT_KEY: FORMAT, **_finite(self.to_dict())}, allow_nan=False)
+        with fsspec.open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
     def averaged(self) -> dict[str, list[float]]:
         """Returns each metric's mean over the ranks, weighted by their rows; one value an epoch."""
@@ -91,7 +160,11 @@ class History:
         return asdict(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Returns rank, model, epoch (from 1), rows, seconds and metrics, a row for each rank and epoch."""
+        """Returns a row for each rank and epoch.
+
+        Its columns are rank, model, epoch (from 1), rows, seconds, metrics, learning_rate, staleness and
+        distance; NaN where the algorithm has none.
+        """
         import pandas
 
         tables = [
@@ -103,51 +176,71 @@ class History:
                     "rows": rank.rows,
                     **{f"seconds_{name}": values for name, values in rank.seconds.items()},
                     **rank.metrics,
+                    **{name: getattr(rank, name) or math.nan for name in MEASURED},
                 }
             )
             for rank in self.ranks
         ]
         return pandas.concat(tables, ignore_index=True)
 
+    def center_to_pandas(self) -> pandas.DataFrame:
+        """Returns model, epoch, seconds and metrics, a row for each evaluation of the center."""
+        import pandas
+
+        rows = [
+            {"model": look.model, "epoch": look.epoch, "seconds": look.seconds, **look.metrics}
+            for look in self.center
+        ]
+        return pandas.DataFrame(rows, columns=None if rows else ["model", "epoch", "seconds"])
+
     def plot(self, path: str | None = None) -> Figure:
-        """Draws every metric over the epochs, one line for each rank, and where the time went.
+        """Draws the training: metrics, what else changed from epoch to epoch, and where the time went.
+
+        Each rank has a color. The center's `val_loss` stands, dashed, in the panel of `loss`, and so on.
 
         Args:
             path: file to write the picture to; its ending chooses the format. Default: none is written.
         """
-        from matplotlib.figure import Figure
+        from hvdkeras import pictures
 
-        names = list(self.ranks[0].metrics)
-        figure = Figure(figsize=(4.2 * (len(names) + 1), 3.6), layout="constrained")
-        *panels, time_panel = figure.subplots(1, len(names) + 1, squeeze=False)[0]
-        for panel, name in zip(panels, names, strict=True):
-            self._draw_metric(panel, name)
-        self._draw_seconds(time_panel)
+        figure = pictures.draw(self)
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure
 
-    def _label(self, rank: RankHistory) -> str:
-        ensemble = any(other.model for other in self.ranks)
-        return f"model {rank.model}" if ensemble else f"rank {rank.rank}"
+    def timeline(self, path: str) -> None:
+        """Writes the ranks' events for chrome://tracing and https://ui.perfetto.dev.
 
-    def _draw_metric(self, panel: Any, name: str) -> None:
-        for rank in self.ranks:
-            epochs = np.arange(1, len(rank.metrics[name]) + 1)
-            panel.plot(epochs, rank.metrics[name], marker="o", markersize=3, label=self._label(rank))
-        panel.set(title=name, xlabel="epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
+        Times count from the first event. Hosts are compared by their clocks.
 
-    def _draw_seconds(self, panel: Any) -> None:
-        labels = [self._label(rank) for rank in self.ranks]
-        start = np.zeros(len(labels))
-        for name in SECONDS:
-            seconds = np.array([sum(rank.seconds[name]) for rank in self.ranks])
-            panel.barh(labels, seconds, left=start, label=name)
-            start += seconds
-        panel.invert_yaxis()
-        panel.set(title="where the time went", xlabel="seconds")
-        panel.set_ylim(len(labels) + 0.2, -0.6)
-        panel.legend(frameon=False, loc="lower right", ncols=3, fontsize="small")
+        Args:
+            path: a path or a URL that fsspec opens.
+
+        Raises:
+            ValueError: if no events were kept.
+        """
+        if not any(rank.events for rank in self.ranks):
+            raise ValueError("a timeline needs events, which a trainer with the argument timeline keeps")
+        timeline.write(path, self.ranks)
+
+
+def _finite(value: Any) -> Any:
+    """The same with all numbers that JSON has not as dicts."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    """What `_finite` was given, its tuples as lists."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {"float"} and isinstance(value["float"], str):
+            return float(value["float"])
+        return {name: _numbers(item) for name, item in value.items()}
+    return value

@@ -15,7 +15,7 @@ from hvdkeras.checkpoint import Checkpoints
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows, split
 from hvdkeras.evaluation import CenterModel
-from hvdkeras.exchange import Exchange, Record
+from hvdkeras.exchange import Distance, Events, Exchange, Record, Tell
 from hvdkeras.feed import Feed
 from hvdkeras.history import Look, RankHistory
 from hvdkeras.standing import Position, Standing
@@ -93,7 +93,9 @@ class Replica:
                 if saved is not None:
                     supervision.center.load(saved["center"][0], saved["other"])
                 callbacks = supervision.around(callbacks)
-            self._fit([*exchange, record, *callbacks], resumed)
+            self._fit(
+                [*self._measures(center), *exchange, *self._tellers(center), record, *callbacks], resumed
+            )
             result = self._end(center, supervision)
             self._history.exchange = dict(center.telemetry) if center else {}
         return result
@@ -228,6 +230,13 @@ class Replica:
         if state is None:
             state = self._trainer.begin(center.pull())
         return Exchange(self._trainer, center, self._trainable, self._position, state)
+
+    def _measures(self, center: Any) -> list[Any]:
+        return [Distance(self._history, center, self._trainable, self._position)] if center else []
+
+    def _tellers(self, center: Any) -> list[Any]:
+        events = [Events(self._history, center)] if self._trainer.timeline else []
+        return [*events, *([Tell(self._history.model, self._position)] if self._trainer.verbose else [])]
 
     def _supervision(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from hvdkeras.checkpoint import Checkpoints, rank_file
 from hvdkeras.data.rows import Rows
-from hvdkeras.history import RankHistory
+from hvdkeras.history import MEASURED, RankHistory
 
 
 class Position(keras.callbacks.Callback):
@@ -160,6 +160,9 @@ class Standing:
             key: np.mean([history["seconds"][key][:epochs] for history in histories], axis=0).tolist()
             for key in self.history.seconds
         }
+        for name in MEASURED:
+            values = np.mean([history[name][:epochs] for history in histories], axis=0)
+            setattr(self.history, name, values.tolist())
         self.history.rows = [self._position.rows] * epochs
 
 

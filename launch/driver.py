@@ -103,9 +103,9 @@ def launch(
         TimeoutError: Not all ranks started in time.
     """
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    output, late, ended = Output(verbose), threading.Event(), None
-    interrupted = threading.Event()
+    late, interrupted, ended = threading.Event(), threading.Event(), None
     with Reports(task, num_proc, driver_host, on_message) as reports:
+        output = Output(verbose, reports.hosts)
 
         def watch() -> None:
             if not reports.wait_started(start_timeout):

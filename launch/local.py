@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -41,7 +44,8 @@ def run(
         env: Variables for the ranks, beside those of `environment.variables()`.
         mpi_args: Further arguments of mpirun, as on its command line.
         verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
-        on_message: Called here as `on_message(rank, message)` for every `rank.send(message)`.
+        on_message: Called here as `on_message(rank, message)` for every `rank.send(message)`; inside a
+            running job for those of this rank.
 
     Returns:
         The results, by rank.
@@ -57,7 +61,7 @@ def run(
         num_proc = here.size if here else 1
     driver.check_arguments(num_proc, start_timeout, env, mpi_args)
     if here is not None:
-        return _take_part(here, fn, args, kwargs, num_proc)
+        return _take_part(here, fn, args, kwargs, num_proc, on_message)
     task = driver.pack(fn, args, kwargs)
 
     def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
@@ -104,6 +108,7 @@ def _take_part(
     args: tuple,
     kwargs: Mapping[str, Any] | None,
     num_proc: int,
+    on_message: Callable[[int, Any], None] | None,
 ) -> list[Any]:
     if num_proc != here.size:
         raise ValueError(
@@ -112,10 +117,12 @@ def _take_part(
     environment.prepare()
     from mpi4py import MPI
 
-    rank.show_log()
+    rank.show_log(f"[rank {here.rank}, {socket.gethostname()}] %(levelname)s %(name)s: %(message)s")
     rank.abort_on_error()
+    own_messages = rank.sending_to(partial(on_message, here.rank)) if on_message else nullcontext()
     try:
-        result = fn(*args, **(kwargs or {}))
+        with own_messages:
+            result = fn(*args, **(kwargs or {}))
     except BaseException as error:
         # Whoever caught this here would go on alone: the other ranks may wait for this one.
         print(rank.describe(error), end="", file=sys.stderr)

@@ -6,7 +6,10 @@ import re
 import sys
 import threading
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tqdm import tqdm
 
 KEPT_LINES = 60
 # mpirun puts this before every piece that it reads from a rank, and pieces may be shorter than a line.
@@ -32,10 +35,11 @@ class Output:
 
     Args:
         verbose: 0 shows nothing, 1 what the ranks print, 2 also what mpirun and Horovod print.
+        hosts: Host name by rank, as they become known: a part of the ranks' tags.
     """
 
-    def __init__(self, verbose: int):
-        self._verbose = verbose
+    def __init__(self, verbose: int, hosts: Mapping[int, str]):
+        self._verbose, self._hosts = verbose, hosts
         self._lock = threading.Lock()
         # By thread, which is by stream: the text that no line break or tag has ended yet, and whose it is.
         self._pending: dict[int, str] = defaultdict(str)
@@ -96,7 +100,7 @@ class Output:
         if rank is None:
             self._own.append(line)
             if self._verbose >= 2:
-                print(line, file=sys.stderr, flush=True)
+                _show(line)
             return
         # A progress bar writes over itself: what it shows in the end is what follows the last return.
         text = next((part for part in reversed(line.split("\r")) if part), "")
@@ -104,7 +108,14 @@ class Output:
             return
         self._ranks[rank].append(text)
         if self._verbose >= 1:
-            print(f"[rank {rank}] {text}", file=sys.stderr, flush=True)
+            host = f", {self._hosts[rank]}" if rank in self._hosts else ""
+            _show(f"[rank {rank}{host}] {text}")
+
+
+def _show(line: str) -> None:
+    # A progress bar on the terminal makes room for it.
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def find_death(text: str) -> Death | None:

@@ -13,7 +13,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from types import TracebackType
 from typing import Any, NoReturn
@@ -83,19 +85,30 @@ def _connect(addresses: Sequence[str], port: int) -> Connection:
     )
 
 
-_driver: Driver | None = None
+_receiver: Callable[[Any], None] | None = None
 
 
 def send(message: Any) -> None:
     """Sends a message to the driver, whose `on_message(rank, message)` gets it.
 
-    Outside a launched job there is no driver, and nothing is sent.
+    In a job that was not launched from a driver, each rank's own `on_message` gets it, if there is one.
 
     Args:
         message: Anything that cloudpickle takes.
     """
-    if _driver is not None:
-        _driver.send("message", message)
+    if _receiver is not None:
+        _receiver(message)
+
+
+@contextmanager
+def sending_to(receiver: Callable[[Any], None]) -> Iterator[None]:
+    """Lets another receiver have this rank's messages for a while."""
+    global _receiver
+    before, _receiver = _receiver, receiver
+    try:
+        yield
+    finally:
+        _receiver = before
 
 
 def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str] = ()) -> None:
@@ -107,18 +120,17 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
         key: See `Driver`.
         paths: Where else modules of the driver are found, relative to the working directory or absolute.
     """
-    global _driver
     environment.prepare()
     if os.environ.get("NCCL_DEBUG") == "INFO":
         os.environ["NCCL_DEBUG"] = "WARN"  # Horovod on Spark asks for pages of text
     faulthandler.enable(all_threads=False)
-    show_log()
+    show_log("%(levelname)s %(name)s: %(message)s")
     place = environment.job()
     if place is None:
         raise RuntimeError(
             "a rank is started by mpirun. Received: no OMPI_COMM_WORLD_RANK in the environment"
         )
-    _driver = driver = Driver(addresses, port, key)
+    driver = Driver(addresses, port, key)
     driver.send("hello", place.rank, socket.gethostname(), os.getpid())
     task = driver.receive()
     driver.follow()
@@ -129,7 +141,8 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
 
         driver.send("started")
         fn, args, kwargs = cloudpickle.loads(task)
-        driver.send("result", fn(*args, **kwargs))
+        with sending_to(partial(driver.send, "message")):
+            driver.send("result", fn(*args, **kwargs))
     except BaseException as error:
         try:
             driver.send("failure", describe(error), exit_status(error))
@@ -138,13 +151,17 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
     driver.finish()
 
 
-def show_log() -> None:
-    """Lets this package's log reach stderr, unless the program has arranged its logging otherwise."""
+def show_log(line_format: str) -> None:
+    """Lets this package's log reach stderr, unless the program has arranged its logging otherwise.
+
+    Args:
+        line_format: As in `logging.Formatter`. Where a driver tags what its ranks print, lines need no tag.
+    """
     own = logging.getLogger("hvdkeras")
     if not own.hasHandlers():
         # Not on the root: what other packages show themselves would come twice.
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter(line_format))
         own.addHandler(handler)
     if own.level == logging.NOTSET:
         own.setLevel(logging.INFO)

@@ -25,9 +25,10 @@ class Ledger:
 
     @property
     def telemetry(self) -> dict[str, float]:
-        """This rank's `exchanges` and the `staleness_mean` and `staleness_max` that they met."""
+        """This rank's `exchanges` and the staleness that they met: its sum, mean and maximum."""
         return {
             "exchanges": self._own,
+            "staleness_sum": self._staleness_sum,
             "staleness_mean": self._staleness_sum / max(1, self._own),
             "staleness_max": self._staleness_max,
         }

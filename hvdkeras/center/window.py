@@ -98,9 +98,10 @@ class WindowCenter:
     def telemetry(self) -> dict[str, float]:
         """What this rank has done so far.
 
-        `exchanges` (pushes are some too); `staleness_mean` and `staleness_max` over them, in pushes of other
-        ranks since this rank last looked at the center; `seconds_waiting` for turns and for other ranks to
-        finish; `seconds_communication`, the rest of the time in the verbs, for copies and the rule.
+        `exchanges` (pushes are some too); `staleness_sum`, `staleness_mean` and `staleness_max` over them, in
+        pushes of other ranks since this rank last looked at the center; `seconds_waiting` for turns and for
+        other ranks to finish; `seconds_communication`, the rest of the time in the verbs, for copies and the
+        rule.
         """
         waiting = self._waiting + self._turns.seconds_waiting
         return {

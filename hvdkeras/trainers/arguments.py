@@ -68,7 +68,12 @@ class Arguments(TunableEstimator):
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
         timeout: seconds that a rank waits for another before it gives up with an error that says so.
-        verbose: 0 is silent, 1 prints a line an epoch from each rank.
+        verbose: 0 is silent; 1 shows the progress on stderr, as a bar in terminals and notebooks, elsewhere
+            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and what mpirun
+            says.
+        timeline: a path or URL (anything that fsspec opens) on the driver's side, where a timeline of what
+            each rank did is written after the training, for chrome://tracing and https://ui.perfetto.dev.
+            Default: none. A rank keeps its first 20,000 events, two or three for each window.
         launch_options: further arguments for `hvdkeras.launch.spark.run` or `hvdkeras.launch.local.run`:
             `start_timeout`, `env`, `mpi_args`.
 
@@ -111,6 +116,7 @@ class Arguments(TunableEstimator):
         threads: int | None = None,
         timeout: float = 600.0,
         verbose: int = 1,
+        timeline: str | None = None,
         launch_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -146,6 +152,7 @@ class Arguments(TunableEstimator):
         self.threads = require_positive_or_none("threads", threads, int)
         self.timeout = require_positive("timeout", timeout, float)
         self.verbose = verbose
+        self.timeline = timeline
         self.launch_options = dict(launch_options or {})
         self._check_oversight()
 
@@ -159,6 +166,10 @@ class Arguments(TunableEstimator):
             or self.checkpoint
             or self.tensorboard
         )
+
+    def models_trained(self, num_workers: int) -> int:
+        """Returns how many models train and tell their progress: one on each rank."""
+        return num_workers
 
     def callbacks_of_rank(self, rank: int) -> list[Any]:
         """Returns the Keras callbacks that run on a rank."""

@@ -54,6 +54,9 @@ class EnsembleTrainer(Trainer):
                 f"num_workers must be at most num_models, {self.num_models}. Received: {num_workers}"
             )
 
+    def models_trained(self, num_workers: int) -> int:
+        return self.num_models
+
     def _trained(self, result: worker.Result) -> Any:
         members = self._models(result)
         return self.compile(merged(members)) if self.merge_models else members

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras import signature, weights, worker
+from hvdkeras import progress, signature, timeline, weights, worker
 from hvdkeras.checkpoint import Checkpoints
 from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
@@ -21,6 +21,7 @@ from hvdkeras.estimator import require_positive
 from hvdkeras.history import History
 from hvdkeras.launch import environment, local, spark
 from hvdkeras.launch.failure import TrainingError
+from hvdkeras.recorded import Recorded
 from hvdkeras.trainers.arguments import Arguments
 
 __all__ = ["Trainer", "require_positive"]
@@ -28,7 +29,7 @@ __all__ = ["Trainer", "require_positive"]
 logger = logging.getLogger("hvdkeras")
 
 
-class Trainer(Arguments):
+class Trainer(Recorded, Arguments):
     """The configuration of a training, and the rule that its ranks exchange weights by.
 
     The same object is what the user constructs, what is shipped to the ranks and what holds the rule. A new
@@ -51,8 +52,6 @@ class Trainer(Arguments):
 
     center_slots: int = 0
     """How many vectors of the weights' size lie beside an asynchronous center, for the rule's own use."""
-
-    history: History | None = None
 
     def exchange(self, local: np.ndarray, center: Any, state: Any, steps: int) -> tuple[np.ndarray, Any]:
         """The algorithm: what a rank does after `communication_window` batches.
@@ -127,6 +126,8 @@ class Trainer(Arguments):
         self.check(num_workers)
         self._check_model()
         self._check_oversight_of(validation_data, resume)
+        if self.timeline is not None:
+            local.once(timeline.check, self.timeline)
         with self._shards(data) as shards, self._validation_shards(validation_data) as validation:
             for laid_out in filter(None, (shards, validation) if self.decode else ()):
                 local.once(decoding.check_decode, laid_out, self.decode)
@@ -147,13 +148,8 @@ class Trainer(Arguments):
             sorted(looks, key=lambda look: (look.model, look.seconds)),
             restarts,
         )
+        self._write_timeline(self.timeline)
         return self._trained(results[0])
-
-    def get_training_time(self) -> float:
-        """Returns the seconds that `train` took, the launch included."""
-        if self.history is None:
-            raise RuntimeError("train must be called before get_training_time")
-        return self.history.training_time
 
     def _num_workers(self) -> int:
         job = environment.job()
@@ -168,15 +164,18 @@ class Trainer(Arguments):
     def _launched(self, launch: Any, job: worker.Job) -> tuple[list[worker.Result], list[str]]:
         """Runs the ranks, again from the last checkpoint if one is lost; returns why that was, too."""
         here, restarts = environment.job(), []
+        models = self.models_trained(job.num_workers)
         while True:
             try:
-                results = launch(
-                    worker.run,
-                    (self.work, self, job),
-                    num_proc=here.size if here else job.num_workers,
-                    verbose=self.verbose,
-                    **self.launch_options,
-                )
+                with progress.shown(models, job.num_workers, self.num_epoch, self.verbose) as receiver:
+                    results = launch(
+                        worker.run,
+                        (self.work, self, job),
+                        num_proc=here.size if here else job.num_workers,
+                        verbose=self.verbose,
+                        on_message=receiver,
+                        **self.launch_options,
+                    )
                 return results, restarts
             except TrainingError as error:
                 # What a rank raised it would raise again.

@@ -54,8 +54,8 @@ def test_results_messages_and_logs(no_process_left, capsys):
     assert sorted(messages, key=str) == [(0, {"from": 0}), (1, {"from": 1})]
     printed = capsys.readouterr()
     assert printed.out == ""
-    lines = sorted(printed.err.splitlines())
-    assert lines == [f"[rank {i}] {text}" for i in (0, 1) for text in ("hello world", "to stderr")]
+    lines, host = sorted(printed.err.splitlines()), os.uname().nodename
+    assert lines == [f"[rank {i}, {host}] {text}" for i in (0, 1) for text in ("hello world", "to stderr")]
 
 
 def raise_error():
@@ -217,8 +217,8 @@ def marked(driver_pid):
 
 
 IN_JOB = """
-    import sys
-    from hvdkeras.launch import environment, local
+    import logging, sys
+    from hvdkeras.launch import environment, local, rank
 
     def work(factor):
         from mpi4py import MPI
@@ -226,10 +226,15 @@ IN_JOB = """
         if FAIL == "inside" and MPI.COMM_WORLD.rank == 1:
             raise ValueError("bad inside")
         MPI.COMM_WORLD.Barrier()
+        rank.send("here")
+        logging.getLogger("hvdkeras").warning("listen")
         return MPI.COMM_WORLD.rank * factor
 
-    got, root = local.run(work, (10,)), local.once(lambda: environment.job().rank)
-    sys.stdout.write(f"got {got} and {root}\\n")
+    sent = []
+    got = local.run(work, (10,), on_message=lambda *message: sent.append(message))
+    root = local.once(lambda: environment.job().rank)
+    rank.send("to nobody")
+    sys.stdout.write(f"got {got} and {root} and {sent}\\n")
     sys.stdout.flush()
     if FAIL == "outside" and environment.job().rank == 1:
         raise ValueError("bad outside")
@@ -246,7 +251,9 @@ def test_inside_horovodrun_nothing_is_launched(tmp_path):
         tmp_path, "FAIL = None" + textwrap.dedent(IN_JOB), "horovodrun", "-np", "2", sys.executable
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("got [0, 10] and 0") == 2
+    for me in (0, 1):
+        assert f"got [0, 10] and 0 and [({me}, 'here')]" in ran.stdout
+        assert f"[rank {me}, {os.uname().nodename}] WARNING hvdkeras: listen" in ran.stderr
 
 
 @pytest.mark.parametrize("fail", ["inside", "outside", "exit"])

@@ -205,9 +205,11 @@ def counting():
         center.exchange(lambda x, c: (c, x), ones)
         seen.append(center.staleness())
         telemetry = center.telemetry
-        seen += [telemetry["exchanges"], telemetry["staleness_mean"], telemetry["staleness_max"]]
+        seen += [telemetry[n] for n in ("exchanges", "staleness_sum", "staleness_mean", "staleness_max")]
     comm.Barrier()
     if comm.rank == 1:
+        seen.append(center.staleness())
+        center.contents()
         seen.append(center.staleness())
         center.pull()
         seen.append(center.staleness())
@@ -218,5 +220,5 @@ def counting():
 
 def test_staleness_counts_the_pushes_of_others(on_ranks):
     zero, one = on_ranks(2, counting)
-    assert zero == [0, 4, 4, 0, 2, 4.0, 4]
-    assert one == [0, 0, 2, 0]
+    assert zero == [0, 4, 4, 0, 2, 8, 4.0, 4]
+    assert one == [0, 0, 2, 2, 0]

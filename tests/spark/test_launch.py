@@ -40,8 +40,7 @@ def test_results_messages_and_logs(spark, no_process_left, capsys):
     assert sorted(messages) == [(0, 0), (1, 1)]
     printed = capsys.readouterr().err.splitlines()
     assert sorted(line for line in printed if "hello" in line) == [
-        "[rank 0] hello world fatal",
-        "[rank 1] hello world fatal",
+        f"[rank {i}, {os.uname().nodename}] hello world fatal" for i in (0, 1)
     ]
 
 

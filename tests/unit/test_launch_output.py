@@ -53,34 +53,44 @@ def test_mpiruns_words_tell_who_died(text, death):
 
 
 def shown(text, capsys, verbose=1):
-    output = Output(verbose)
+    output = Output(verbose, {0: "a", 11: "b"})
     for start in range(0, len(text), 7):  # pieces end anywhere
         output.write(text[start : start + 7])
     output.finish()
     return output, capsys.readouterr().err.splitlines()
 
 
-def test_lines_are_tagged_by_rank(capsys):
+def test_lines_are_tagged_by_rank_and_host(capsys):
     text = "[1,0]<stdout>:first\n[1,11]<stderr>:  second\n[1,0]<stdout>:\n[1,0]<stdout>:no line break"
     _, lines = shown(text, capsys)
-    assert lines == ["[rank 0] first", "[rank 11]   second", "[rank 0] ", "[rank 0] no line break"]
+    assert lines == [
+        "[rank 0, a] first",
+        "[rank 11, b]   second",
+        "[rank 0, a] ",
+        "[rank 0, a] no line break",
+    ]
+
+
+def test_a_rank_whose_host_is_not_known_yet_has_its_number(capsys):
+    _, lines = shown("[1,3]<stderr>:no module\n", capsys)
+    assert lines == ["[rank 3] no module"]
 
 
 def test_pieces_of_two_ranks_in_one_line_come_apart(capsys):
     text = "[1,1]<stdout>:hello[1,0]<stdout>:good[1,0]<stdout>: day\n[1,1]<stdout>: you\n"
     _, lines = shown(text, capsys)
-    assert lines == ["[rank 0] good day", "[rank 1] hello you"]
+    assert lines == ["[rank 0, a] good day", "[rank 1] hello you"]
 
 
 def test_a_progress_bar_is_one_line(capsys):
     _, lines = shown("[1,0]<stdout>: 1/3\r[1,0]<stdout>: 2/3\r[1,0]<stdout>: 3/3 done\n", capsys)
-    assert lines == ["[rank 0]  3/3 done"]
+    assert lines == ["[rank 0, a]  3/3 done"]
 
 
 def test_start_up_noise_is_dropped(capsys):
     text = "[1,0]<stderr>:E0000 Unable to register cuDNN factory: twice\n[1,0]<stderr>:useful\n"
     _, lines = shown(text, capsys)
-    assert lines == ["[rank 0] useful"]
+    assert lines == ["[rank 0, a] useful"]
 
 
 @pytest.mark.parametrize(("verbose", "count"), [(0, 0), (1, 1), (2, 2)])
@@ -91,7 +101,7 @@ def test_how_much_is_shown_but_all_is_kept(verbose, count, capsys):
 
 
 def ended(said="", failures=(), lost=(), results=(), size=2):
-    output = Output(0)
+    output = Output(0, {})
     output.write(said)
     output.finish()
     hosts = {rank: f"host{rank}" for rank in range(size)}

@@ -178,11 +178,6 @@ def test_fewer_rows_than_ranks_are_refused():
         hvdkeras.EASGD(model(), loss="mse", num_workers=9, rho=0.1).train(DATA)
 
 
-def test_training_time_needs_a_training():
-    with pytest.raises(RuntimeError, match="train must be called before"):
-        hvdkeras.SingleTrainer(model()).get_training_time()
-
-
 def test_importing_the_package_loads_nothing_heavy():
     code = "import hvdkeras, sys; print({'tensorflow', 'keras', 'mpi4py', 'horovod'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,274 @@
+"""How far a training is, shown while it goes on: one bar, or a line for each epoch where no bar can be."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from hvdkeras.history import Look
+from hvdkeras.launch import environment
+
+logger = logging.getLogger("hvdkeras")
+
+TICK_SECONDS = 1.0
+# The longest silence of a log.
+QUIET_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a rank sends while it trains: at its start, now and then, and at the end of every epoch.
+
+    Attributes:
+        rows: rows that the model was trained on so far, by this rank, in all epochs.
+        epoch_rows: rows of one epoch; `rows` is a multiple of it at an epoch's end and at the start.
+        metrics: means over the epoch under way, or the one that has just ended. Empty at the start.
+        model: which model of an ensemble it is; 0 otherwise.
+    """
+
+    rows: int
+    epoch_rows: int
+    metrics: dict[str, float]
+    model: int = 0
+
+
+@contextlib.contextmanager
+def shown(
+    members: int, num_workers: int, num_epoch: int, verbose: int
+) -> Iterator[Callable[[int, Any], None]]:
+    """Shows the progress of a launch on stderr, or in the notebook.
+
+    In a running job, where messages don't leave their rank, rank 0 shows its own part.
+
+    Args:
+        members: models that are trained: one on each rank, or all of an ensemble.
+        num_workers: ranks that train them.
+        num_epoch: epochs of each.
+        verbose: 0 shows nothing.
+
+    Yields:
+        The receiver of the ranks' messages, for `on_message`.
+    """
+    job = environment.job()
+    if not verbose or (job is not None and job.rank > 0):
+        yield _ignore
+        return
+    with Progress(-(-members // num_workers) if job else members, num_epoch, sys.stderr) as progress:
+        yield progress.on_message
+
+
+class Progress:
+    """Takes ranks' messages, on any thread, and shows what they come to.
+
+    A display that fails is given up with a warning: it must not end a training.
+
+    Args:
+        members: models that send an `Advance`.
+        num_epoch: epochs of each.
+        stream: where it is shown: as a bar if it is a terminal or belongs to a notebook, otherwise as lines.
+    """
+
+    def __init__(self, members: int, num_epoch: int, stream: TextIO) -> None:
+        self._totals = Totals(members, num_epoch)
+        self._display = Bar(stream) if stream.isatty() or _in_notebook(stream) else Lines(stream)
+        self._lock, self._ended, self._failed = threading.Lock(), threading.Event(), False
+        self._clock = threading.Thread(target=self._tick, name="progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._clock.join()
+        self._try(self._display.close, self._totals)
+
+    def on_message(self, rank: int, message: Any) -> None:
+        """Takes an `Advance` of a rank, or a `Look` at the center; other messages are not for it."""
+        if isinstance(message, Advance | Look):
+            self._try(self._take, rank, message)
+
+    def _take(self, rank: int, message: Advance | Look) -> None:
+        ended = {}
+        if isinstance(message, Look):
+            self._totals.look = message
+        else:
+            ended = self._totals.add(rank, message)
+        self._display.show(self._totals, ended)
+
+    def _tick(self) -> None:
+        # No message comes from a rank that compiles, or whose window is an epoch.
+        while not self._ended.wait(TICK_SECONDS):
+            self._try(self._display.tick, self._totals)
+
+    def _try(self, show: Callable[..., None], *arguments: Any) -> None:
+        with self._lock:
+            if self._failed:
+                return
+            try:
+                show(*arguments)
+            except Exception:
+                self._failed = True
+                logger.warning("the progress of the training is not shown any more", exc_info=True)
+
+
+@dataclass
+class Totals:
+    """What the members have come to together."""
+
+    members: int
+    num_epoch: int
+    look: Look | None = None
+    newest: dict[tuple[int, int], Advance] = field(default_factory=dict)
+    ended: dict[int, list[Advance]] = field(default_factory=lambda: defaultdict(list))
+    resumed: int = 0
+
+    def add(self, rank: int, advance: Advance) -> dict[int, dict[str, float]]:
+        """Takes an advance; returns metrics by epoch, of one that all members have now ended."""
+        member = rank, advance.model
+        if member not in self.newest:
+            self.resumed += advance.rows
+        self.newest[member] = advance
+        epoch, underway = divmod(advance.rows, advance.epoch_rows)
+        if underway or not advance.metrics:
+            return {}
+        self.ended[epoch].append(advance)
+        return {epoch: _mean(self.ended.pop(epoch))} if len(self.ended[epoch]) == self.members else {}
+
+    @property
+    def rows(self) -> int:
+        """Rows trained on so far."""
+        return sum(advance.rows for advance in self.newest.values())
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of the whole training; an estimate while there are members that have not started."""
+        known = sum(advance.epoch_rows for advance in self.newest.values())
+        return self.num_epoch * known * self.members // max(1, len(self.newest))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest metrics of training."""
+        return _mean(list(self.newest.values()))
+
+    @property
+    def state(self) -> str:
+        """Where the last member is."""
+        if not self.newest:
+            return "starting"
+        done = min(advance.rows // advance.epoch_rows for advance in self.newest.values())
+        return f"epoch {min(done + 1, self.num_epoch)}/{self.num_epoch}"
+
+    def text(self, metrics: dict[str, float]) -> str:
+        """Metrics as they are shown, the newest of validation after those given."""
+        looked = self.look.metrics if self.look else {}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **looked}.items())
+        # The ranks don't wait for it: it may be of an earlier epoch than what stands beside it.
+        return f"{text} (epoch {self.look.epoch:.3g})" if self.look else text
+
+
+def _mean(advances: Sequence[Advance]) -> dict[str, float]:
+    names = dict.fromkeys(name for advance in advances for name in advance.metrics)
+    return {name: _mean_of(name, [each for each in advances if name in each.metrics]) for name in names}
+
+
+def _mean_of(name: str, advances: Sequence[Advance]) -> float:
+    values, weights = zip(*((each.metrics[name], each.epoch_rows) for each in advances), strict=True)
+    return float(np.average(values, weights=weights))
+
+
+class Bar:
+    """One progress bar over the whole training, in a terminal or a notebook."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from tqdm import auto
+
+        self._shown = time.time()
+        self._bar = auto.tqdm(
+            desc="starting",
+            total=1,
+            file=stream,
+            unit=" samples",
+            unit_scale=True,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",
+        )
+
+    def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
+        bar, begins = self._bar, totals.rows == totals.resumed
+        if begins:
+            # Neither the launch nor what an earlier launch has done counts for the speed.
+            bar.reset()
+            bar.initial = bar.n = bar.last_print_n = totals.rows
+        bar.total = totals.all_rows
+        bar.set_description_str(totals.state, refresh=False)
+        bar.set_postfix_str(totals.text(totals.metrics), refresh=begins)
+        bar.update(totals.rows - bar.n)
+        self._shown = time.time()
+
+    def tick(self, totals: Totals) -> None:
+        self._bar.refresh()
+
+    def close(self, totals: Totals) -> None:
+        # The speed that stays is the training's, without the end of the launch. (A bar whose start is later
+        # than its last change would not be drawn.)
+        bar = self._bar
+        bar.start_t = min(bar.start_t + time.time() - self._shown, bar.last_print_t)
+        bar.close()
+
+
+class Lines:
+    """A line for each epoch that all have ended, and one a minute in between, for a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._said, self._rows = time.monotonic(), 0
+        self._look: Look | None = None
+
+    def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
+        if totals.rows == totals.resumed:
+            self._said, self._rows = time.monotonic(), totals.rows
+        for epoch, metrics in ended.items():
+            self._say(totals, f"epoch {epoch}/{totals.num_epoch}", metrics)
+
+    def tick(self, totals: Totals) -> None:
+        if time.monotonic() - self._said >= QUIET_SECONDS:
+            done = totals.rows / max(1, totals.all_rows)
+            self._say(totals, f"{totals.state}, {done:.0%} of all", totals.metrics)
+
+    def close(self, totals: Totals) -> None:
+        if totals.look is not self._look:
+            # It came after the last epoch's line.
+            self._write("validation", totals.text({}))
+
+    def _say(self, totals: Totals, state: str, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        speed = (totals.rows - self._rows) / (now - self._said)
+        left = (totals.all_rows - totals.rows) / speed if speed > 0 else 0
+        remaining = f"{tqdm.format_interval(left)} left" if left > 0 else ""
+        self._write(state, totals.text(metrics), f"{speed:.0f} samples/s", remaining)
+        self._said, self._rows, self._look = now, totals.rows, totals.look
+
+    def _write(self, *parts: str) -> None:
+        self._stream.write("  ".join(part for part in parts if part) + "\n")
+        self._stream.flush()
+
+
+def _ignore(rank: int, message: Any) -> None:
+    """Receives where nothing is shown."""
+
+
+def _in_notebook(stream: TextIO) -> bool:
+    from tqdm import auto
+
+    return stream is sys.stderr and auto.notebook_tqdm is not auto.std_tqdm

@@ -1,0 +1,62 @@
+"""What a trainer tells of its last training, by dist-keras's names."""
+
+from __future__ import annotations
+
+import logging
+
+from hvdkeras.history import History, RankHistory
+from hvdkeras.launch import local
+
+logger = logging.getLogger("hvdkeras")
+
+
+class Recorded:
+    """dist-keras's questions to a trainer.
+
+    Each raises a RuntimeError before `train`.
+
+    Attributes:
+        history: a `History` after `train`, None before.
+    """
+
+    history: History | None = None
+
+    def get_history(self) -> list[RankHistory]:
+        """Returns the ranks' histories; those of an ensemble's models for `EnsembleTrainer`."""
+        return self._recorded("get_history").ranks
+
+    def get_averaged_history(self) -> dict[str, list[float]]:
+        """Returns each metric's mean over the ranks, weighted by their rows; one value an epoch."""
+        return self._recorded("get_averaged_history").averaged()
+
+    def get_executor_history(self, executor_id: int) -> RankHistory:
+        """Returns one rank's history.
+
+        Args:
+            executor_id: the number of the rank, for `EnsembleTrainer` of the model, from 0.
+
+        Raises:
+            ValueError: if there is none of that number.
+        """
+        ranks = self._recorded("get_executor_history").ranks
+        if executor_id not in range(len(ranks)):
+            raise ValueError(f"executor_id must be from 0 to {len(ranks) - 1}. Received: {executor_id!r}")
+        return ranks[executor_id]
+
+    def get_training_time(self) -> float:
+        """Returns the seconds that `train` took, the launch included."""
+        return self._recorded("get_training_time").training_time
+
+    def _write_timeline(self, path: str | None) -> None:
+        """Writes the last training's timeline; what goes wrong must not cost the model that was trained."""
+        if path is None:
+            return
+        try:
+            local.once(self._recorded("timeline").timeline, path)
+        except Exception:
+            logger.warning("the timeline was not written: history.timeline(path) does it", exc_info=True)
+
+    def _recorded(self, question: str) -> History:
+        if self.history is None:
+            raise RuntimeError(f"train must be called before {question}")
+        return self.history
