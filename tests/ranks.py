@@ -113,7 +113,9 @@ def run(
     pack(folder / "call", fn, args)
     program = [sys.executable, "-m", "mpi4py", str(CALL), str(folder)]
     command = [*prefix, *mpirun(size, mpi_args), *program]
-    returncode = finish(command, env or {}, folder / "output", timeout)
+    # The test's module travels by value; what it imports of the tests' own must be found.
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    returncode = finish(command, {"PYTHONPATH": paths, **(env or {})}, folder / "output", timeout)
     errors = {r: (folder / f"error.{r}").read_text() for r in range(size) if (folder / f"error.{r}").exists()}
     if returncode != 0 or errors:
         raise RanksFailed(returncode, errors, (folder / "output").read_text(errors="replace"))

@@ -126,8 +126,8 @@ def convert(
     Args:
         column: What is wanted.
         raw: Arrow array (numbers, lists of any nesting, binary, vectors as Spark stores them in Parquet) or
-            NumPy array whose first axis is the row. For an encoded column bytes: an Arrow array or
-            a list.
+            NumPy array whose first axis is the row. For an encoded column bytes, in an Arrow array or a
+            list.
 
     Returns:
         The array of shape (n, *column.shape), which may share memory with `raw` (for an encoded column an

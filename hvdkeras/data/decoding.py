@@ -26,8 +26,8 @@ class DecodedRows:
         rows: The rank's rows.
         decode: For the name of each encoded column the function from a row's bytes to its array. It is called
             by several threads at once.
-        threads: How many. Of a decoder that holds Python's lock, more than one get no more done, but they
-            take nothing from it either.
+        threads: How many. More than one help as far as the decoder gives up Python's lock, as Pillow's does
+            for the pixels alone.
 
     Attributes:
         columns: The columns as the blocks have them.

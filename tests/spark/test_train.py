@@ -93,7 +93,7 @@ def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
     predicted = np.array([np.argmax(row.prediction) for row in rows])
     labels = np.array([row.label for row in rows])
     assert np.mean(predicted == labels) < 0.55
-    assert np.mean((predicted == labels)[labels < 5]) > 0.9
+    assert np.mean((predicted == labels)[labels < 5]) > 0.7
 
 
 def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):

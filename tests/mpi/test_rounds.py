@@ -1,0 +1,211 @@
+"""Rounds on real ranks: the center's metrics, callbacks, one decision to stop for all."""
+
+import numpy as np
+import pytest
+
+import digits
+
+pytestmark = pytest.mark.mpi
+
+
+def train(algorithm: str, num_workers: int, arguments: dict, held_out: bool = False):
+    """What a rank of the job runs; returns what the driver would have."""
+    learn, validation = digits.data()
+    used = digits.trainer(algorithm, num_workers)
+    for name, value in {"num_epoch": 4, **arguments}.items():
+        setattr(used, name, value)
+    trained = used.train(learn, validation_data=validation if held_out else None)
+    return used, trained
+
+
+def compare_with_evaluate(algorithm: str, num_workers: int, arguments: dict) -> tuple[dict, dict, list]:
+    _, validation = digits.data()
+    used, trained = train(algorithm, num_workers, arguments, held_out=True)
+    rows = {"features": validation["features"], "label": validation["label"]}
+    found = trained.evaluate(rows["features"], rows["label"], verbose=0, return_dict=True)
+    return used.history.center[-1].metrics, found, [look.epoch for look in used.history.center]
+
+
+@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD", "SynchronousSGD", "DOWNPOUR"])
+def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks, algorithm):
+    for metrics, found, epochs in on_ranks(3, compare_with_evaluate, algorithm, 3, {}, timeout=120):
+        assert set(metrics) == {"val_loss", "val_accuracy"}
+        for name, value in found.items():
+            assert metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
+        # An asynchronous rank may be further when the last of them comes.
+        assert len(epochs) >= 4
+        assert epochs[-1] == 4
+        if algorithm in ("EASGD", "SynchronousSGD"):
+            assert epochs == [1, 2, 3, 4]
+
+
+def with_few_rows(num_workers: int) -> tuple[dict, float]:
+    """Fewer validation rows than ranks, and a metric whose totals are many."""
+    import keras
+
+    learn, validation = digits.data()
+    few = {name: values[:2] for name, values in validation.items()}
+    used = digits.trainer("EASGD", num_workers)
+    used.num_epoch, used.metrics = 1, [keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")]
+    trained = used.train(learn, validation_data=few)
+    return used.history.center[-1].metrics, trained.evaluate(few["features"], few["label"], verbose=0)[1]
+
+
+def test_fewer_validation_rows_than_ranks(on_ranks):
+    for metrics, top in on_ranks(3, with_few_rows, 3, timeout=120):
+        assert metrics["val_top"] == pytest.approx(top, abs=1e-6)
+
+
+def rows_of_a_split(num_workers: int) -> list[int]:
+    used, _ = train("EASGD", num_workers, {"validation_split": 0.25, "num_epoch": 2})
+    return used.history.rows_seen()
+
+
+def test_a_split_leaves_rows_out_of_the_training(on_ranks):
+    # 1437 rows, 359 of them for validation.
+    assert on_ranks(2, rows_of_a_split, 2, timeout=120) == [[1078, 1078]] * 2
+
+
+def stop_early(algorithm: str, num_workers: int) -> list[int]:
+    """EarlyStopping on the center, which can't get better than at the first look by as much as is asked."""
+    import keras
+
+    stopping = keras.callbacks.EarlyStopping("val_loss", min_delta=100.0, patience=2)
+    used, _ = train(algorithm, num_workers, {"center_callbacks": [stopping], "num_epoch": 50}, held_out=True)
+    return [len(rank.rows) for rank in used.history.ranks], len(used.history.center)
+
+
+def test_early_stopping_stops_all_ranks_in_the_same_epoch(on_ranks):
+    for epochs, looks in on_ranks(4, stop_early, "EASGD", 4, timeout=120):
+        assert epochs == [3, 3, 3, 3]
+        assert looks == 3
+
+
+def test_early_stopping_stops_asynchronous_ranks(on_ranks):
+    for epochs, looks in on_ranks(4, stop_early, "AsynchronousEASGD", 4, timeout=120):
+        assert looks == 3
+        assert max(epochs) < 50
+
+
+def one_rank_wishes(algorithm: str, num_workers: int) -> list[int]:
+    import keras
+
+    class Wish(keras.callbacks.Callback):
+        """Rank 1 has had enough in the middle of its second epoch."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if self.params["rank"] == 1 and self.epoch == 1:
+                self.model.stop_training = True
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+    used, _ = train(algorithm, num_workers, {"callbacks": [Wish()], "num_epoch": 50})
+    return [len(rank.rows) for rank in used.history.ranks]
+
+
+def test_one_ranks_wish_to_stop_is_granted_to_all_at_the_end_of_the_epoch(on_ranks):
+    assert on_ranks(3, one_rank_wishes, "EASGD", 3, timeout=120) == [[2, 2, 2]] * 3
+    assert on_ranks(2, one_rank_wishes, "SynchronousSGD", 2, timeout=120) == [[2, 2]] * 2
+
+
+def test_one_ranks_wish_to_stop_stops_asynchronous_ranks(on_ranks):
+    for epochs in on_ranks(3, one_rank_wishes, "DOWNPOUR", 3, timeout=120):
+        assert max(epochs) < 50
+
+
+def reach(algorithm: str, num_workers: int) -> tuple[float, float, int]:
+    _, validation = digits.data()
+    target = {"stop_at": {"val_accuracy": 0.9}, "num_epoch": 100, "center_window": 5}
+    used, trained = train(algorithm, num_workers, target, held_out=True)
+    looks = [look.metrics["val_accuracy"] for look in used.history.center]
+    assert all(value < 0.9 for value in looks[:-1])
+    return looks[-1], digits.accuracy(trained, validation), len(looks)
+
+
+@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD", "SingleTrainer"])
+def test_a_training_ends_when_the_center_reaches_what_was_asked_for(on_ranks, algorithm):
+    num_workers = 1 if algorithm == "SingleTrainer" else 2
+    for seen, accuracy, _ in on_ranks(num_workers, reach, algorithm, num_workers, timeout=120):
+        assert 0.9 <= seen < 1
+        # The result is the center that was seen, not a later one.
+        assert accuracy == pytest.approx(seen, abs=1e-6)
+
+
+def rates(algorithm: str, num_workers: int) -> list[list[float]]:
+    """What the ranks' optimizers run at, epoch by epoch."""
+    import keras
+    from mpi4py import MPI
+
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.rate = float(self.model.optimizer.learning_rate)
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(self.rate)
+
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
+    train(algorithm, num_workers, {"callbacks": [Look()], "center_callbacks": [schedule], "num_epoch": 3})
+    return MPI.COMM_WORLD.allgather(seen)
+
+
+def test_the_centers_learning_rate_is_that_of_all_ranks(on_ranks):
+    for ranks in on_ranks(2, rates, "EASGD", 2, timeout=120):
+        np.testing.assert_allclose(ranks, [[0.1, 0.05, 0.1 / 3]] * 2, rtol=1e-6)
+
+
+def restored(num_workers: int) -> tuple[float, float]:
+    """EarlyStopping gives back the weights of its best look: the first, because the rate is far too high."""
+    import keras
+
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    learn, validation = digits.data()
+    used = digits.trainer("SynchronousSGD", num_workers)
+    used.num_epoch, used.center_callbacks = 6, [stopping]
+    used.worker_optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.PiecewiseConstantDecay([2 * used_steps(num_workers)], [0.1, 100.0])
+    )
+    trained = used.train(learn, validation_data=validation)
+    best = min(look.metrics["val_loss"] for look in used.history.center)
+    return best, trained.evaluate(validation["features"], validation["label"], verbose=0)[0]
+
+
+def used_steps(num_workers: int) -> int:
+    return -(-1437 // (num_workers * 16))
+
+
+def test_the_weights_that_a_callback_restores_are_the_result(on_ranks):
+    for best, found in on_ranks(2, restored, 2, timeout=120):
+        assert found == pytest.approx(best, abs=1e-6)
+
+
+def files_of_callbacks(num_workers: int, folder: str) -> list[str]:
+    import keras
+
+    path = f"{folder}/best.keras"
+    saving = keras.callbacks.ModelCheckpoint(path, monitor="val_loss", save_best_only=True)
+    arguments = {"center_callbacks": [saving], "tensorboard": f"{folder}/logs", "num_epoch": 2}
+    used, _ = train("EASGD", num_workers, arguments, held_out=True)
+    _, validation = digits.data()
+    loss = keras.models.load_model(path).evaluate(validation["features"], validation["label"], verbose=0)[0]
+    return loss, min(look.metrics["val_loss"] for look in used.history.center)
+
+
+def test_keras_saves_the_center_and_tensorboard_sees_center_and_ranks(on_ranks, tmp_path):
+    for loss, best in on_ranks(2, files_of_callbacks, 2, str(tmp_path), timeout=120):
+        assert loss == pytest.approx(best, abs=1e-6)
+    logs = {path.name: list(path.rglob("events.*")) for path in (tmp_path / "logs").iterdir()}
+    assert set(logs) == {"center", "rank-0", "rank-1"}
+    assert all(logs.values())
+
+
+def members(num_workers: int) -> list[tuple[int, float]]:
+    used, _ = train("EnsembleTrainer", num_workers, {"num_models": 3, "num_epoch": 2}, held_out=True)
+    return [(look.model, look.epoch) for look in used.history.center]
+
+
+def test_each_member_of_an_ensemble_is_looked_at(on_ranks):
+    looks = [(model, epoch) for model in range(3) for epoch in (1, 2)]
+    assert on_ranks(2, members, 2, timeout=120) == [looks] * 2
