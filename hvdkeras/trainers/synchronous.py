@@ -22,6 +22,23 @@ def shares(batch_sizes: np.ndarray) -> np.ndarray:
     return batch_sizes / batch_sizes.sum(axis=0)
 
 
+def warmed_up(progress: float, num_workers: int, scaled: bool, warmup_epochs: float) -> float:
+    """What a learning rate is multiplied by (Goyal et al. 2017, sections 2.1 and 2.2).
+
+    The batch of one step is `num_workers` times as large, and so is the step if it is scaled. During the
+    warm-up the factor grows evenly, from the `num_workers`-th part of what it ends with.
+
+    Args:
+        progress: epochs done.
+        num_workers: the ranks whose batches make one step.
+        scaled: whether the factor ends with `num_workers`; otherwise it ends with 1.
+        warmup_epochs: how long it grows; 0 for not at all.
+    """
+    done = min(1.0, progress / warmup_epochs) if warmup_epochs else 1.0
+    factor = 1 / num_workers + (1 - 1 / num_workers) * done
+    return factor * num_workers if scaled else factor
+
+
 class SynchronousSGD(Trainer):
     """The gradients of all ranks are averaged before every step of the optimizer.
 
@@ -36,8 +53,13 @@ class SynchronousSGD(Trainer):
         compression: None, or `"fp16"` to send gradients in half precision.
         accumulation: batches of each rank whose mean gradient makes one step of the optimizer. The last
             group of an epoch may be shorter.
+        scale_learning_rate: multiply the optimizer's learning rate by `num_workers`, as its batch is.
+        warmup_epochs: epochs in which the learning rate grows to its full size. The paper that both options
+            are from takes 5. Default: none.
 
     References:
+        Goyal et al., [Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour](
+        https://arxiv.org/abs/1706.02677), 2017.
         Chen, Pan, Monga, Bengio, Jozefowicz, [Revisiting Distributed Synchronous SGD](
         https://arxiv.org/abs/1604.00981), 2016.
         Sergeev, Del Balso, [Horovod: fast and easy distributed deep learning in TensorFlow](
@@ -45,13 +67,38 @@ class SynchronousSGD(Trainer):
     """
 
     def __init__(
-        self, keras_model: Any, *, compression: str | None = None, accumulation: int = 1, **arguments: Any
+        self,
+        keras_model: Any,
+        *,
+        compression: str | None = None,
+        accumulation: int = 1,
+        scale_learning_rate: bool = False,
+        warmup_epochs: float = 0,
+        **arguments: Any,
     ) -> None:
         super().__init__(keras_model, **arguments)
         if compression not in (None, "fp16"):
             raise ValueError(f"compression must be None or 'fp16'. Received: {compression!r}")
         self.compression = compression
         self.accumulation = require_positive("accumulation", accumulation, int)
+        self.scale_learning_rate = scale_learning_rate
+        if warmup_epochs:
+            require_positive("warmup_epochs", warmup_epochs, float)
+        self.warmup_epochs = warmup_epochs
+
+    def check(self, num_workers: int) -> None:
+        super().check(num_workers)
+        rate = getattr(self.worker_optimizer, "_learning_rate", None)
+        if (self.scale_learning_rate or self.warmup_epochs) and callable(rate):
+            raise ValueError(
+                "scale_learning_rate and warmup_epochs need an optimizer whose learning rate is a number. "
+                f"Received: {type(rate).__name__}"
+            )
+
+    def learning_rate_factor(self, progress: float, num_workers: int) -> float:
+        if not (self.scale_learning_rate or self.warmup_epochs):
+            return 1.0
+        return warmed_up(progress, num_workers, self.scale_learning_rate, self.warmup_epochs)
 
     def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
         import tensorflow as tf

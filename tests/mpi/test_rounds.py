@@ -156,6 +156,19 @@ def test_the_centers_learning_rate_is_that_of_all_ranks(on_ranks):
         np.testing.assert_allclose(ranks, [[0.1, 0.05, 0.1 / 3]] * 2, rtol=1e-6)
 
 
+def warming_up(num_workers: int) -> list[float]:
+    arguments = {"scale_learning_rate": True, "warmup_epochs": 2, "num_epoch": 3, "worker_optimizer": "adam"}
+    used, _ = train("SynchronousSGD", num_workers, arguments)
+    return [rank.learning_rate for rank in used.history.ranks]
+
+
+def test_the_learning_rate_of_synchronous_sgd_warms_up(on_ranks):
+    # 45 batches an epoch, 16 a window: the rate of an epoch's last window was set after 32 of them.
+    wanted = [0.001 * (1 + (epoch + 32 / 45) / 2) for epoch in range(2)]
+    for ranks in on_ranks(2, warming_up, 2, timeout=120):
+        np.testing.assert_allclose(ranks, [[*wanted, 0.002]] * 2, rtol=1e-5)
+
+
 def restored(num_workers: int) -> tuple[float, float]:
     """EarlyStopping gives back the weights of its best look: the first, because the rate is far too high."""
     import keras

@@ -8,6 +8,7 @@ from hvdkeras.trainers.diloco import outer_step
 from hvdkeras.trainers.downpour import adagrad, downpour
 from hvdkeras.trainers.dynsgd import staleness_aware
 from hvdkeras.trainers.easgd import elastic
+from hvdkeras.trainers.synchronous import warmed_up
 
 
 def vector(*values: float) -> np.ndarray:
@@ -80,3 +81,11 @@ def test_outer_step_with_rate_one_and_no_momentum_averages():
     steps = [outer_step(vector(x), center, vector(0), 1.0, 0.0, 2)[0] for x in (2, 6)]
     shares = [share(vector(x), center, 2) for x in (2, 6)]
     assert_vectors(steps, shares)
+
+
+def test_the_learning_rate_warms_up_to_its_full_size():
+    scaled = [warmed_up(progress, 4, True, 6) for progress in (0, 2, 6, 50)]
+    np.testing.assert_allclose(scaled, [1, 2, 4, 4])
+    plain = [warmed_up(progress, 4, False, 6) for progress in (0, 2, 6, 50)]
+    np.testing.assert_allclose(plain, [0.25, 0.5, 1, 1])
+    assert [warmed_up(progress, 4, True, 0) for progress in (0, 3)] == [4, 4]

@@ -1,0 +1,184 @@
+"""Trainings that are killed and go on: from their last checkpoint, to where they would have come."""
+
+import os
+import random
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import hvdkeras
+
+import digits
+
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+
+ELASTIC = {"learning_rate": 0.05, "rho": 2.0, "communication_window": 4}
+
+
+class Kill(keras.callbacks.Callback):
+    """Kills a rank at a random moment of each attempt, the first `times` attempts.
+
+    Attempts are counted by files, because every attempt is a job of its own.
+    """
+
+    def __init__(self, folder, times: int, rank: int):
+        super().__init__()
+        self.folder, self.times, self.rank = str(folder), times, rank
+        self.chance = random.Random(0)
+
+    def on_train_begin(self, logs=None):
+        attempt = len(os.listdir(self.folder))
+        if self.params["rank"] != self.rank or attempt >= self.times:
+            return
+        open(f"{self.folder}/{attempt}", "w").close()
+        seconds = [self.chance.uniform(0.3, 2.5) for _ in range(self.times)][attempt]
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def model() -> keras.Model:
+    """With all that a rank has beside weights: random states, statistics, an optimizer's moments."""
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Dense(48, "relu"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.2),
+        keras.layers.Dense(10, "softmax"),
+    ]
+    return keras.Sequential([keras.Input((64,)), *layers])
+
+
+def train(algorithm: str, resume: bool = False, **arguments):
+    learn, _ = digits.data()
+    common = {**digits.FOUND, "batch_size": 16, "num_epoch": 40, "num_workers": 2, "seed": 3}
+    used = getattr(hvdkeras, algorithm)(model(), **{**common, **arguments})
+    return used, used.train(learn, resume=resume)
+
+
+def killed(folder, algorithm: str, times: int, rank: int, **arguments):
+    moments = folder / "moments"
+    moments.mkdir()
+    return train(
+        algorithm,
+        checkpoint=folder / "checkpoints",
+        max_restarts=times,
+        callbacks=[Kill(moments, times, rank)],
+        **arguments,
+    )
+
+
+def assert_same_weights(one, other):
+    for mine, its in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.timeout(280)
+def test_ten_kills_change_nothing(tmp_path):
+    """Checkpoints in the middle of epochs, and the one who keeps the center killed."""
+    arguments = {**ELASTIC, "worker_optimizer": "adam", "validation_split": 0.1}
+    undisturbed, wanted = train("EASGD", **arguments)
+    used, received = killed(tmp_path, "EASGD", 10, 0, checkpoint_minutes=0.2 / 60, **arguments)
+    assert len(os.listdir(tmp_path / "moments")) == len(used.history.restarts) > 5
+    assert all("SIGKILL" in line for line in used.history.restarts)
+    assert_same_weights(received, wanted)
+    assert used.history.rows_seen() == undisturbed.history.rows_seen() == [1293] * 40
+    looks, others = ([(look.epoch, look.metrics) for look in h.history.center] for h in (used, undisturbed))
+    assert looks == others
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        ("SynchronousSGD", {"learning_rate": 0.05, "accumulation": 3}),
+        ("DiLoCo", {"learning_rate": 0.05, "communication_window": 16}),
+    ],
+)
+def test_what_a_rule_and_its_gradients_keep_is_kept(tmp_path, algorithm, arguments):
+    _, wanted = train(algorithm, **arguments)
+    used, received = killed(tmp_path, algorithm, 3, 1, checkpoint_minutes=0.2 / 60, **arguments)
+    assert 1 <= len(used.history.restarts) <= 3
+    assert_same_weights(received, wanted)
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize(
+    ("algorithm", "arguments", "times"),
+    [("AsynchronousEASGD", ELASTIC, 5), ("AdaptiveDOWNPOUR", {"server_learning_rate": 0.02}, 3)],
+)
+def test_an_asynchronous_training_loses_no_rows(tmp_path, algorithm, arguments, times):
+    _, held_out = digits.data()
+    _, undisturbed = train(algorithm, **arguments)
+    used, trained = killed(tmp_path, algorithm, times, 1, **arguments)
+    assert 1 <= len(used.history.restarts) <= times
+    assert used.history.rows_seen() == [1437] * 40
+    assert digits.accuracy(trained, held_out) >= digits.accuracy(undisturbed, held_out) - 0.02
+
+
+def test_a_seed_repeats_a_synchronous_training_bit_for_bit():
+    arguments = {**ELASTIC, "num_epoch": 3, "worker_optimizer": "adam"}
+    (first, one), (second, other), (_, another) = (
+        train("EASGD", **{**arguments, **seed}) for seed in ({}, {}, {"seed": 4})
+    )
+    assert_same_weights(one, other)
+    assert first.history.averaged() == second.history.averaged()
+    assert any((a != b).any() for a, b in zip(one.get_weights(), another.get_weights(), strict=True))
+
+
+def test_a_finished_training_is_resumed_to_its_result_and_beyond(tmp_path):
+    arguments = {**ELASTIC, "checkpoint": tmp_path / "run", "checkpoints_kept": 2, "validation_split": 0.1}
+    first, wanted = train("EASGD", num_epoch=4, **arguments)
+    assert sorted(os.listdir(tmp_path / "run")) == ["00000003", "00000004"]
+    saved = keras.models.load_model(tmp_path / "run" / "00000004" / "model.keras")
+    assert_same_weights(saved, wanted)
+    with pytest.raises(ValueError, match=r"checkpoint must be a folder without checkpoints, unless resume"):
+        train("EASGD", num_epoch=4, **arguments)
+
+    again, received = train("EASGD", resume=True, num_epoch=4, **arguments)
+    assert_same_weights(received, wanted)
+    assert len(again.history.center) == len(first.history.center) == 4
+    _, longer = train("EASGD", num_epoch=6, **{**arguments, "checkpoint": None})
+    further, longer_resumed = train("EASGD", resume=True, num_epoch=6, **arguments)
+    assert_same_weights(longer_resumed, longer)
+    assert [look.epoch for look in further.history.center] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_number_of_workers_goes_on(tmp_path):
+    arguments = {**ELASTIC, "worker_optimizer": "adam", "checkpoint": tmp_path}
+    train("EASGD", num_epoch=10, **arguments)
+    used, trained = train("EASGD", resume=True, num_epoch=12, **{**arguments, "num_workers": 3})
+    _, held_out = digits.data()
+    assert used.history.rows_seen() == [1437] * 12
+    assert [len(rank.metrics["loss"]) for rank in used.history.ranks] == [12] * 3
+    assert digits.accuracy(trained, held_out) > 0.9
+
+
+def test_a_stopped_training_stays_stopped(tmp_path):
+    arguments = {"learning_rate": 0.1, "checkpoint": tmp_path, "validation_split": 0.2}
+    arguments |= {"stop_at": {"val_accuracy": 0.8}}
+    first, wanted = train("DOWNPOUR", **arguments)
+    assert len(first.history.center) < 40
+    again, received = train("DOWNPOUR", resume=True, **arguments)
+    assert_same_weights(received, wanted)
+    assert again.history.center == first.history.center
+
+
+def test_what_a_rank_raises_is_not_tried_again(tmp_path):
+    class Fail(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise ArithmeticError("no")
+
+    with pytest.raises(hvdkeras.TrainingError, match="ArithmeticError: no"):
+        train("EASGD", checkpoint=tmp_path, max_restarts=3, callbacks=[Fail()], **ELASTIC)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_members_of_an_ensemble_go_on_where_they_were(tmp_path):
+    arguments = {"num_models": 3, "learning_rate": 0.05, "num_epoch": 12}
+    _, wanted = train("EnsembleTrainer", **arguments)
+    used, received = killed(tmp_path, "EnsembleTrainer", 2, 0, **arguments)
+    assert 1 <= len(used.history.restarts) <= 2
+    for one, other in zip(received, wanted, strict=True):
+        assert_same_weights(one, other)
