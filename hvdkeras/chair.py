@@ -40,6 +40,7 @@ class Chair:
         writer: writes rank 0's part of a checkpoint; None without checkpoints.
         due: tells whether a checkpoint is due that is no look; asked between rounds.
         resumed: the manifest of the checkpoint from which the training goes on; empty at a new one.
+        name: what the center's logs are called.
 
     Attributes:
         looks: what was seen, in order.
@@ -55,6 +56,7 @@ class Chair:
         writer: Writer | None,
         due: Callable[[], bool],
         resumed: Mapping[str, Any],
+        name: str,
     ) -> None:
         self._size, self._center, self._weights = size, center, weights
         self._stop_at, self._writer, self._due = trainer.stop_at, writer, due
@@ -75,7 +77,7 @@ class Chair:
         if resumed.get("learning_rate") is not None:
             model.optimizer.learning_rate = resumed["learning_rate"]
         self.learning_rate_before = self.learning_rate()
-        callbacks = trainer.callbacks_of_center()
+        callbacks = trainer.callbacks_of_center(name)
         self._callbacks = keras.callbacks.CallbackList(
             callbacks, model=model, epochs=trainer.num_epoch, verbose=0, rank=0, num_workers=size
         )

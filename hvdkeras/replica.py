@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 
 from hvdkeras import signature
+from hvdkeras.center.waiting import broadcast
 from hvdkeras.checkpoint import Checkpoints
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows, split
@@ -77,9 +79,10 @@ class Replica:
 
     def train(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the trained weights, shape `(n,)`, and averaged variables, `(m,)`; only rank 0's count."""
-        checkpoints, number = self._checkpoints(), None
+        checkpoints, number = self._checkpoints(), 0
         if checkpoints and self._job.resume:
-            number = self._comm.bcast(checkpoints.latest() if self._comm.rank == 0 else None)
+            latest = np.array([(checkpoints.latest() or 0) if self._comm.rank == 0 else 0])
+            number = int(broadcast(self._comm, latest, self._trainer.timeout, "rank 0's checkpoint")[0])
         resumed = checkpoints.manifest(number) if number else {}
         saved = self._go_back(checkpoints, number, resumed) if number else None
         with self._center(self._trainable.read() if saved is None else saved["center"]) as center:
@@ -87,7 +90,8 @@ class Replica:
             record = Record(self._history, self._position, center, self._trainer.verbose)
             record.resume(self._standing.notes.get("running", {}))
             supervision = None
-            callbacks = list(self._trainer.callbacks_of_rank(self._comm.rank))
+            of_rank = f"rank-{self._history.rank}" if self._member is None else f"model-{self._member}"
+            callbacks = self._trainer.callbacks_of_rank(of_rank)
             if self._trainer.is_watched or self._job.validation:
                 supervision = self._supervision(center, exchange, record, checkpoints, resumed)
                 if saved is not None:
@@ -104,24 +108,29 @@ class Replica:
         epochs, position = self._trainer.num_epoch, self._position
         feed = Feed(self._rows, self._model, position.epoch, position.first_step)
         callbacks = [feed, position, self._pace, *callbacks]
-        self._model.fit(
-            feed.dataset(),
-            initial_epoch=epochs if resumed.get("stopped") else position.epoch,
-            epochs=epochs,
-            verbose=0,
-            shuffle=False,
-            class_weight=signature.class_weights(self._model, self._trainer.class_weight, self._rows.columns),
-            callbacks=keras.callbacks.CallbackList(
-                callbacks,
-                add_history=True,
-                model=self._model,
+        with warnings.catch_warnings():
+            # A resumed epoch is shorter than Keras was told.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            self._model.fit(
+                feed.dataset(),
+                initial_epoch=epochs if resumed.get("stopped") else position.epoch,
                 epochs=epochs,
-                steps=position.steps,
                 verbose=0,
-                rank=self._comm.rank,
-                num_workers=self._comm.size,
-            ),
-        )
+                shuffle=False,
+                class_weight=signature.class_weights(
+                    self._model, self._trainer.class_weight, self._rows.columns
+                ),
+                callbacks=keras.callbacks.CallbackList(
+                    callbacks,
+                    add_history=True,
+                    model=self._model,
+                    epochs=epochs,
+                    steps=position.steps,
+                    verbose=0,
+                    rank=self._history.rank,
+                    num_workers=self._job.num_workers,
+                ),
+            )
 
     def _end(self, center: Any, supervision: Supervision | None) -> tuple[np.ndarray, np.ndarray]:
         """The result, once all ranks have added theirs."""
@@ -269,6 +278,7 @@ class Replica:
             checkpoints=checkpoints,
             save=save,
             resumed=resumed,
+            name="center" if self._member is None else f"center-{self._member}",
             facts=self._facts(),
         )
 

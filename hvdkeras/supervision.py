@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import wait
+from hvdkeras.center.waiting import broadcast
 from hvdkeras.chair import Chair
 from hvdkeras.checkpoint import Checkpoints, Writer
 from hvdkeras.evaluation import CenterModel
@@ -38,6 +38,7 @@ class Supervision:
         checkpoints: where checkpoints are kept; None without.
         save: writes this rank's part of the checkpoint of a number.
         resumed: the manifest of the checkpoint from which the training goes on; empty at a new one.
+        name: what the center's logs are called.
         facts: what is written into each manifest.
     """
 
@@ -52,6 +53,7 @@ class Supervision:
     checkpoints: Checkpoints | None
     save: Callable[[int], None]
     resumed: dict[str, Any]
+    name: str
     facts: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -59,9 +61,7 @@ class Supervision:
         self._clock = Clock(minutes * 60) if minutes else None
         self._chair = self._made_chair() if self.comm.rank == 0 else None
         rounds = Rounds(self.comm, self._take_part, self._chair, self.trainer.timeout)
-        chair = self._chair
-        rates = (chair.learning_rate_before, chair.learning_rate()) if chair else None
-        before, rate = self.comm.bcast(rates)
+        before, rate = self._learning_rates()
         if rate != before:
             self.pace.set(rate)
         self._watch = Watch(
@@ -92,6 +92,13 @@ class Supervision:
         """What was seen of the center; empty but at rank 0."""
         return self._chair.looks if self._chair else []
 
+    def _learning_rates(self) -> list[float | None]:
+        """Rank 0's learning rate before and after its callbacks; None where it follows a schedule."""
+        chair = self._chair
+        rates = np.array((chair.learning_rate_before, chair.learning_rate()) if chair else (0, 0), float)
+        broadcast(self.comm, rates, self.trainer.timeout, "rank 0 to begin")
+        return [None if np.isnan(rate) else float(rate) for rate in rates]
+
     def _made_chair(self) -> Chair:
         names = self.center.try_out()
         if unknown := sorted(set(self.trainer.stop_at) - set(names)):
@@ -108,6 +115,7 @@ class Supervision:
             writer=writer,
             due=(lambda: False) if self.waits else self._is_due,
             resumed=self.resumed,
+            name=self.name,
         )
 
     def _take_part(self, opening: Opening) -> np.ndarray | None:
@@ -127,8 +135,7 @@ class Supervision:
         if self._clock is None:
             return False
         due = np.array([self._clock.is_due()])
-        wait(self.comm.Ibcast(due).Test, self.trainer.timeout, "rank 0 to end its window")
-        return bool(due[0])
+        return bool(broadcast(self.comm, due, self.trainer.timeout, "rank 0 to end its window")[0])
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import socket
 from collections.abc import Callable
@@ -100,7 +101,10 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
     histories, vectors, looks, count = [], [], [], trainer.num_models
     for member in range(comm.rank, count, comm.size):
         history = RankHistory(comm.rank, socket.gethostname(), device, model=member)
-        replica = Replica(trainer, job, MPI.COMM_SELF, history, threads, member, count)
+        # Callbacks remember what they have seen: each member has its own.
+        own = trainer.copy()
+        own.callbacks, own.center_callbacks = copy.deepcopy((own.callbacks, own.center_callbacks))
+        replica = Replica(own, job, MPI.COMM_SELF, history, threads, member, count)
         vectors.append(replica.train())
         histories.append(history)
         looks += [replace(look, model=member) for look in replica.looks]

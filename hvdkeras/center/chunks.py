@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hvdkeras.center.vectors import blocks
-from hvdkeras.center.waiting import wait
+from hvdkeras.center.waiting import broadcast
 
 # A chunk below a megabyte loses more in its lock than it gains beside the others; more than 16 gain nothing.
 CHUNKS = 16
@@ -113,7 +113,7 @@ def check_shared_memory(comm: MPI.Comm, length: int, parts: int, timeout: float)
     default = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     directory = os.environ.get(BACKING_DIRECTORY, default)
     free = np.array([shutil.disk_usage(directory).free if os.path.isdir(directory) else 0], np.int64)
-    wait(comm.Ibcast(free).Test, timeout, "rank 0's look at the shared memory")
+    broadcast(comm, free, timeout, "rank 0's look at the shared memory")
     if free[0] < needed:
         raise OSError(
             f"the center needs {needed / 1e6:.1f} MB of shared memory in {directory}, which has "

@@ -47,6 +47,12 @@ def wait(done: Callable[[], bool], timeout: float, what: str) -> float:
     return time.perf_counter() - start
 
 
+def broadcast(comm: MPI.Comm, values: np.ndarray, timeout: float, what: str) -> np.ndarray:
+    """Returns rank 0's values on every rank; `values` has their shape and dtype."""
+    wait(comm.Ibcast(values).Test, timeout, what)
+    return values
+
+
 def agree_on_length(comm: MPI.Comm, length: int, timeout: float) -> None:
     """Raises ValueError on every rank unless all have vectors of the same length."""
     lengths = np.empty(comm.size, np.int64)

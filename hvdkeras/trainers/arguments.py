@@ -171,13 +171,13 @@ class Arguments(TunableEstimator):
         """Returns how many models train and tell their progress: one on each rank."""
         return num_workers
 
-    def callbacks_of_rank(self, rank: int) -> list[Any]:
-        """Returns the Keras callbacks that run on a rank."""
-        return [*self.callbacks, *self._tensorboard(f"rank-{rank}")]
+    def callbacks_of_rank(self, name: str) -> list[Any]:
+        """Returns the Keras callbacks that run on a rank, whose TensorBoard logs are called `name`."""
+        return [*self.callbacks, *self._tensorboard(name)]
 
-    def callbacks_of_center(self) -> list[Any]:
-        """Returns the Keras callbacks that run on the center."""
-        return [*self.center_callbacks, *self._tensorboard("center")]
+    def callbacks_of_center(self, name: str) -> list[Any]:
+        """Returns the Keras callbacks that run on the center, whose TensorBoard logs are called `name`."""
+        return [*self.center_callbacks, *self._tensorboard(name)]
 
     def compiled_model(self, fresh: bool = False, steps_per_execution: int = 1) -> Any:
         """Returns a copy of the model, compiled with the trainer's arguments.
