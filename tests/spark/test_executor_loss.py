@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow]
 TESTS = Path(__file__).parents[1]
 
 PROGRAM = """
-import os, sys
+import os, sys, time
 sys.path.insert(0, {tests!r})
 os.environ["PYSPARK_PYTHON"] = sys.executable
 import keras
@@ -40,6 +40,7 @@ class KillExecutor(keras.callbacks.Callback):
         open(self.done, "w").close()
         executors = [p for p in psutil.Process().parents() if p.name() == "java"]
         executors[0].kill()
+        time.sleep(100)  # The end comes from outside, and not at once.
 
 
 if __name__ == "__main__":
@@ -79,5 +80,5 @@ def test_a_lost_executor_is_replaced_and_the_training_goes_on(tmp_path):
     command = [sys.executable, str(file), str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=260)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "RESTARTED: rank 1" in ended.stdout
+    assert "RESTARTED: rank" in ended.stdout
     assert environment.job() is None
