@@ -122,6 +122,9 @@ class Chair:
         self._callbacks.on_train_end()
 
     def _next(self) -> Opening | None:
+        if self._have_ended():
+            # A look that was still asked for was made with the last round, and nobody would answer another.
+            return None
         if self._have_all_come("final"):
             look, save = not (self._seen or self._stopped), not (self._saved or self._stopped)
             return self._opened("final", look, save)

@@ -222,3 +222,26 @@ def members(num_workers: int) -> list[tuple[int, float]]:
 def test_each_member_of_an_ensemble_is_looked_at(on_ranks):
     looks = [(model, epoch) for model in range(3) for epoch in (1, 2)]
     assert on_ranks(2, members, 2, timeout=120) == [looks] * 2
+
+
+def after_the_last_round() -> tuple[bool, bool, object]:
+    """Two ranks that have come to a look, and to their end, before rank 0 could open the look."""
+    from hvdkeras.chair import Chair
+    from hvdkeras.evaluation import CenterModel
+    from hvdkeras.rounds import Findings, Report
+
+    used = digits.trainer("AsynchronousEASGD", 2)
+    center = CenterModel(used.compiled_model(), None)
+    chair = Chair(2, center, used, lambda: None, None, lambda: False, {})
+    for rank in range(2):
+        for kind in ("look", "final"):
+            chair.take(rank, Report(kind, 1.0, np.empty(0, np.float32)))
+    opening = chair.proceed()
+    for rank in range(2):
+        chair.take(rank, Findings(None))
+    return opening.look, chair.proceed().end, chair.proceed()
+
+
+def test_no_round_opens_after_the_last(on_ranks):
+    # The other ranks are gone: what is sent to them would never arrive, and rank 0 would wait for that.
+    assert on_ranks(1, after_the_last_round, timeout=120) == [(True, True, None)]
