@@ -32,8 +32,9 @@ def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks, al
         assert set(metrics) == {"val_loss", "val_accuracy"}
         for name, value in found.items():
             assert metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
-        # An asynchronous rank may be further when the last of them comes.
-        assert len(epochs) >= 4
+        # An asynchronous rank may be further when the last of them comes, and looks that are still due when
+        # all have ended are made as one.
+        assert epochs == sorted(epochs)
         assert epochs[-1] == 4
         if algorithm in ("EASGD", "SynchronousSGD"):
             assert epochs == [1, 2, 3, 4]
