@@ -96,7 +96,7 @@ class Chair:
         self._reports[rank] = message
         if message.kind == "stop":
             self._wished = True
-        else:
+        elif message.kind in self._came:
             self._came[message.kind][rank] += 1
 
     def proceed(self) -> Opening | Decision | None:
@@ -126,8 +126,7 @@ class Chair:
             # A look that was still asked for was made with the last round, and nobody would answer another.
             return None
         if self._have_all_come("final"):
-            look, save = not (self._seen or self._stopped), not (self._saved or self._stopped)
-            return self._opened("final", look, save)
+            return self._opened("final", not (self._seen or self._stopped), not self._saved)
         if self._stopped:
             return None
         if self._have_all_come("look") or (self._wished and len(self._reports) == self._size):

@@ -18,6 +18,7 @@ import numpy as np
 from pyarrow import fs
 
 from hvdkeras.data.store import normalized, open_filesystem
+from hvdkeras.history import finite, numbers
 from hvdkeras.weights import model_to_bytes
 
 if TYPE_CHECKING:
@@ -38,11 +39,38 @@ class Checkpoints:
         self.url = normalized(url)
         self._system, self._path = open_filesystem(self.url)
 
-    def prepared(self) -> str | None:
-        """Makes the folder, and returns the name of a checkpoint in it if it holds any."""
-        self._system.create_dir(self._path, recursive=True)
-        found = self._system.get_file_info(fs.FileSelector(self._path, recursive=True))
-        return next((entry.path for entry in found if entry.base_name == _MANIFEST), None)
+    def check(self, algorithm: str, resume: bool) -> None:
+        """Makes the folder, and looks whether a training may use it.
+
+        Args:
+            algorithm: of the training.
+            resume: whether it is to go on from what is there.
+
+        Raises:
+            ValueError: the folder can't be written, holds checkpoints that are not to be resumed, or those of
+                another algorithm.
+        """
+        try:
+            self._system.create_dir(self._path, recursive=True)
+            found = self._system.get_file_info(fs.FileSelector(self._path, recursive=True))
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint must be a folder or URL that can be written. Received: {self.url!r} ({error})"
+            ) from error
+        path = next((entry.path for entry in found if entry.base_name == _MANIFEST), None)
+        if path is None:
+            return
+        its_algorithm = self._read_json(path)["algorithm"]
+        if not resume:
+            raise ValueError(
+                "checkpoint must be a folder without checkpoints, unless resume=True. "
+                f"Received: {self.url!r}, which holds one of {its_algorithm}"
+            )
+        if its_algorithm != algorithm:
+            raise ValueError(
+                f"checkpoint must be one of the same algorithm to resume from, {algorithm}. "
+                f"Received: {self.url!r}, of {its_algorithm}"
+            )
 
     def numbers(self) -> list[int]:
         """All checkpoints, incomplete ones too, ascending."""
@@ -82,11 +110,14 @@ class Checkpoints:
             file.write(content)
 
     def write_json(self, number: int, name: str, content: Mapping[str, Any]) -> None:
-        self.write(number, name, json.dumps(content).encode())
+        self.write(number, name, json.dumps(finite(content), allow_nan=False).encode())
 
     def read_json(self, number: int, name: str) -> dict[str, Any]:
-        with self._system.open_input_stream(self._file(number, name)) as file:
-            return json.loads(file.read())
+        return self._read_json(self._file(number, name))
+
+    def _read_json(self, path: str) -> dict[str, Any]:
+        with self._system.open_input_stream(path) as file:
+            return numbers(json.loads(file.read()))
 
     def complete(self, number: int, manifest: Mapping[str, Any]) -> None:
         """Makes a checkpoint count."""

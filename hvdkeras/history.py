@@ -122,7 +122,7 @@ class History:
                 f"path must name a history of the format {FORMAT}, which this version of hvdkeras reads. "
                 f"Received: {path!r} of the format {version}"
             )
-        content = _numbers(content)
+        content = numbers(content)
         content["ranks"] = [RankHistory(**rank) for rank in content["ranks"]]
         content["center"] = [Look(**look) for look in content["center"]]
         for rank in content["ranks"]:
@@ -139,21 +139,30 @@ class History:
         """
         import fsspec
 
-        text = json.dumps({FORMAT_KEY: FORMAT, **_finite(self.to_dict())}, allow_nan=False)
+        text = json.dumps({FORMAT_KEY: FORMAT, **finite(self.to_dict())}, allow_nan=False)
         with fsspec.open(path, "w", encoding="utf-8") as file:
             file.write(text)
 
     def averaged(self) -> dict[str, list[float]]:
-        """Returns each metric's mean over the ranks, weighted by their rows; one value an epoch."""
-        weights = np.array([rank.rows for rank in self.ranks], float)
+        """Returns each metric's mean over the ranks that came to an epoch, weighted by their rows."""
         return {
-            name: np.average([rank.metrics[name] for rank in self.ranks], axis=0, weights=weights).tolist()
+            name: [self._mean(name, epoch) for epoch in range(self._epochs(name))]
             for name in self.ranks[0].metrics
         }
 
     def rows_seen(self) -> list[int]:
         """Returns the rows that all ranks together trained on in each epoch."""
-        return np.sum([rank.rows for rank in self.ranks], axis=0).tolist()
+        epochs = max(len(rank.rows) for rank in self.ranks)
+        return [sum(sum(rank.rows[epoch : epoch + 1]) for rank in self.ranks) for epoch in range(epochs)]
+
+    def _epochs(self, name: str) -> int:
+        return max(len(rank.metrics[name]) for rank in self.ranks)
+
+    def _mean(self, name: str, epoch: int) -> float:
+        """Over the ranks that came to the epoch: asynchronous ones may be stopped in different ones."""
+        present = [rank for rank in self.ranks if len(rank.metrics[name]) > epoch]
+        rows = [rank.rows[epoch] for rank in present]
+        return float(np.average([rank.metrics[name][epoch] for rank in present], weights=rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as dicts, lists and numbers, ready for JSON."""
@@ -224,23 +233,23 @@ class History:
         timeline.write(path, self.ranks)
 
 
-def _finite(value: Any) -> Any:
-    """The same with all numbers that JSON has not as dicts."""
+def finite(value: Any) -> Any:
+    """Returns the same with all numbers that JSON has not as dicts, and tuples as lists."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     return value
 
 
-def _numbers(value: Any) -> Any:
-    """What `_finite` was given, its tuples as lists."""
+def numbers(value: Any) -> Any:
+    """Returns what `finite` was given, its tuples as lists."""
     if isinstance(value, list):
-        return [_numbers(item) for item in value]
+        return [numbers(item) for item in value]
     if isinstance(value, dict):
         if value.keys() == {"float"} and isinstance(value["float"], str):
             return float(value["float"])
-        return {name: _numbers(item) for name, item in value.items()}
+        return {name: numbers(item) for name, item in value.items()}
     return value

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from hvdkeras import signature
+from hvdkeras.center import ReplicatedCenter, WindowCenter, mean
 from hvdkeras.center.waiting import broadcast
 from hvdkeras.checkpoint import Checkpoints
 from hvdkeras.data.decoding import DecodedRows
@@ -142,7 +143,7 @@ class Replica:
         if result is not None or supervision:
             return result or (self._trainable.read(), self._other.read())
         trainable = center.pull() if center else self._trainable.read()
-        return trainable, _mean(self._comm, self._other.read(), self._trainer.timeout)
+        return trainable, mean(self._comm, self._other.read(), self._trainer.timeout)
 
     def _chosen_rows(self) -> Rows | DecodedRows:
         trainer, shards, comm = self._trainer, self._job.shards, self._comm
@@ -189,18 +190,25 @@ class Replica:
         return Checkpoints(url if self._member is None else f"{url}/model-{self._member:03d}")
 
     def _facts(self) -> dict[str, Any]:
-        return {"algorithm": type(self._trainer).__name__, "rows": self._job_rows()}
+        return {"algorithm": type(self._trainer).__name__, "order": self._order()}
 
-    def _job_rows(self) -> int:
-        return self._job.shards.rows - (0 if self._held_out is None else len(self._held_out))
+    def _order(self) -> dict[str, Any]:
+        """What decides which rows make up which batch: with another an epoch can't go on in its middle."""
+        trainer, held_out = self._trainer, self._held_out
+        return {
+            "rows": self._job.shards.rows - (0 if held_out is None else len(held_out)),
+            "batch_size": trainer.batch_size,
+            "communication_window": trainer.communication_window,
+            "seed": trainer.seed,
+            "shuffle": self._job.shuffle,
+        }
 
     def _go_back(
         self, checkpoints: Checkpoints, number: int, manifest: dict[str, Any]
     ) -> dict[str, np.ndarray]:
         """Puts this rank where it stood, and returns what was saved of the center."""
         saved = checkpoints.read_arrays(number, "center.npz")
-        as_then = manifest["num_workers"] == self._comm.size and manifest["rows"] == self._job_rows()
-        if as_then:
+        if manifest["num_workers"] == self._comm.size and manifest["order"] == self._order():
             self._standing.restore(checkpoints, number, self._comm.rank)
         else:
             self._standing.blend(checkpoints, number, manifest["num_workers"])
@@ -223,8 +231,6 @@ class Replica:
         if trainer.synchronous is None:
             yield None
             return
-        from hvdkeras.center import ReplicatedCenter, WindowCenter
-
         if trainer.synchronous:
             center = ReplicatedCenter(self._comm, np.atleast_2d(contents)[0], timeout=trainer.timeout)
         else:
@@ -281,16 +287,3 @@ class Replica:
             name="center" if self._member is None else f"center-{self._member}",
             facts=self._facts(),
         )
-
-
-def _mean(comm: MPI.Comm, vector: np.ndarray, timeout: float) -> np.ndarray:
-    """The ranks' mean of what no rule exchanges."""
-    from hvdkeras.center import ReplicatedCenter
-
-    if vector.size == 0:
-        return vector
-    mean = ReplicatedCenter(comm, np.zeros_like(vector), timeout=timeout)
-    mean.push(vector / np.float32(comm.size))
-    result = mean.pull()
-    mean.free()
-    return result

@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         kind: `"look"` for a round that evaluates the center, `"save"` for one that only saves, `"final"` at
-            the end of the rank's training.
+            the end of the rank's training; `"stop"` if the rank wishes to stop, `"begin"` at its start.
         progress: epochs of training behind the rank.
         other: the rank's averaged variables, shape `(m,)`.
         logs: Keras's logs of the rank's training, of the newest epoch or the running one.

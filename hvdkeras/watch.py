@@ -81,6 +81,10 @@ class Watch(keras.callbacks.Callback):
         self._metrics: dict[str, float] = {}
         self.stopped = False
 
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        # Rank 0 needs one report of each rank before it can open a round that none has come to.
+        self._rounds.report(self._report("begin"))
+
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._logs = dict(logs or {})
         if self._every and self._position.windows % self._every == 0:

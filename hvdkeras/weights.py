@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,9 @@ def pack(value: Any) -> Any:
     if isinstance(value, keras.losses.Loss):
         return _PackedLoss(type(value), vars(value))
     packed = _PackedObject(keras.saving.serialize_keras_object(value))
-    copy = keras.saving.deserialize_keras_object(packed.config, {type(value).__name__: type(value)})
+    known = {type(value).__name__: type(value)}
+    # Some of Keras's classes change the configuration that they are made of.
+    copy = keras.saving.deserialize_keras_object(deepcopy(packed.config), known)
     arguments, copied = (getattr(each, "_fn_kwargs", None) for each in (value, copy))
     if arguments != copied:
         raise ValueError(
@@ -174,20 +177,34 @@ class _PackedObject:
     def unpack(self, custom_objects: Mapping[str, Any]) -> Any:
         import keras
 
-        return keras.saving.deserialize_keras_object(self.config, dict(custom_objects))
+        return keras.saving.deserialize_keras_object(deepcopy(self.config), dict(custom_objects))
 
 
 def compile_arguments(model: Any) -> dict[str, Any]:
-    """Returns what a model was compiled with: optimizer, loss, metrics, loss_weights; empty if it was not."""
+    """Returns a compiled model's optimizer, loss, (weighted) metrics and loss weights; empty for another."""
     if not getattr(model, "compiled", False):
         return {}
     import keras
 
     config = model.get_compile_config() or {}
     rest = {
-        name: keras.saving.deserialize_keras_object(config.get(name)) for name in ("metrics", "loss_weights")
+        name: keras.saving.deserialize_keras_object(config.get(name))
+        for name in ("metrics", "weighted_metrics", "loss_weights")
     }
     return {"optimizer": model.optimizer, "loss": model.loss, **rest}
+
+
+def scaled(optimizer: Any, model: Any) -> Any:
+    """Returns the optimizer with loss scaling where a model computes in float16, as Keras compiles it.
+
+    Keras itself goes by the policy of the process that made the model, which the ranks' own is not.
+    """
+    import keras
+
+    optimizer = keras.optimizers.get(optimizer)
+    in_half = any(layer.compute_dtype == "float16" for layer in model.layers)
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if in_half and not is_scaled else optimizer
 
 
 def check_metrics(metrics: Any) -> None:

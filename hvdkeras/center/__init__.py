@@ -10,7 +10,7 @@ A rule is a pure function, elementwise, of float32 vectors of one length; the ce
 It is called on one block of the vectors after the other, so that its temporaries stay in the cache.
 """
 
-from hvdkeras.center.replicated import ReplicatedCenter
+from hvdkeras.center.replicated import ReplicatedCenter, mean
 from hvdkeras.center.window import WindowCenter
 
-__all__ = ["ReplicatedCenter", "WindowCenter"]
+__all__ = ["ReplicatedCenter", "WindowCenter", "mean"]

@@ -21,6 +21,7 @@ class Arguments(TunableEstimator):
         loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
             the model's own if it is compiled.
         metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
+        weighted_metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
         loss_weights: as in `keras.Model.compile`.
         num_workers: ranks to train with. Default: 2, or all ranks of the job in which the script runs.
         batch_size: rows of one step of one rank.
@@ -89,6 +90,7 @@ class Arguments(TunableEstimator):
         worker_optimizer: Any = None,
         loss: Any = None,
         metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        weighted_metrics: Sequence[Any] | Mapping[str, Any] | None = None,
         loss_weights: Sequence[float] | Mapping[str, float] | None = None,
         num_workers: int | None = None,
         batch_size: int = 32,
@@ -125,6 +127,8 @@ class Arguments(TunableEstimator):
         self.worker_optimizer = compiled.get("optimizer") if worker_optimizer is None else worker_optimizer
         self.loss = compiled.get("loss") if loss is None else loss
         self.metrics = compiled.get("metrics") if metrics is None else metrics
+        weighted = compiled.get("weighted_metrics")
+        self.weighted_metrics = weighted if weighted_metrics is None else weighted_metrics
         self.loss_weights = compiled.get("loss_weights") if loss_weights is None else loss_weights
         self.num_workers = require_positive_or_none("num_workers", num_workers, int)
         self.batch_size = require_positive("batch_size", batch_size, int)
@@ -163,6 +167,7 @@ class Arguments(TunableEstimator):
             self.validation_split
             or self.callbacks
             or self.center_callbacks
+            or self.center_window
             or self.checkpoint
             or self.tensorboard
         )
@@ -198,15 +203,16 @@ class Arguments(TunableEstimator):
 
     def compile(self, model: Any, steps_per_execution: int = 1) -> Any:
         """Compiles a model of the same outputs with the trainer's arguments, and returns it."""
-        loss, metrics, optimizer = (
+        loss, metrics, weighted_metrics, optimizer = (
             # Packed and unpacked, so that no two models share a Keras object.
             weights.unpack(weights.pack(argument), self._objects())
-            for argument in (self.loss, self.metrics, self.worker_optimizer)
+            for argument in (self.loss, self.metrics, self.weighted_metrics, self.worker_optimizer)
         )
         model.compile(
-            optimizer=self.default_optimizer() if optimizer is None else optimizer,
+            optimizer=weights.scaled(self.default_optimizer() if optimizer is None else optimizer, model),
             loss=loss,
             metrics=metrics,
+            weighted_metrics=weighted_metrics,
             loss_weights=self.loss_weights,
             steps_per_execution=steps_per_execution,
         )
@@ -221,7 +227,7 @@ class Arguments(TunableEstimator):
         state = {**self.__dict__, "history": None, "custom_objects": self._objects()}
         if not isinstance(self.keras_model, bytes):
             state["keras_model"] = weights.model_to_bytes(self.keras_model)
-        for name in ("worker_optimizer", "loss", "metrics"):
+        for name in ("worker_optimizer", "loss", "metrics", "weighted_metrics"):
             state[name] = weights.pack(state[name])
         return state
 

@@ -207,21 +207,8 @@ class Trainer(Recorded, Arguments):
         if self.checkpoint is None:
             if resume:
                 raise ValueError("resume needs checkpoint. Received: checkpoint=None")
-        elif not resume and (found := local.once(self._found_checkpoint)):
-            raise ValueError(
-                "checkpoint must be a folder without checkpoints, unless resume=True. "
-                f"Received: {self.checkpoint!r}, which holds {found}"
-            )
-
-    def _found_checkpoint(self) -> str | None:
-        """Makes the folder, and returns what lies in it of an earlier training."""
-        try:
-            return Checkpoints(self.checkpoint).prepared()
-        except OSError as error:
-            raise ValueError(
-                f"checkpoint must be a folder or URL that can be written. Received: {self.checkpoint!r} "
-                f"({error})"
-            ) from error
+        else:
+            local.once(Checkpoints(self.checkpoint).check, type(self).__name__, resume)
 
     def _check_model(self) -> None:
         """Raises where the ranks could not rebuild and compile the model; they would fail in the same way."""
@@ -230,6 +217,7 @@ class Trainer(Recorded, Arguments):
         signature.class_weights(self.keras_model, self.class_weight, self._columns())
         try:
             weights.check_metrics(self.metrics)
+            weights.check_metrics(self.weighted_metrics)
             self.compiled_model()
         except Exception as error:
             # Keras wraps the reason in the configuration of the whole model, which can fill a screen.

@@ -187,15 +187,17 @@ def test_another_number_of_workers_goes_on(on_ranks, tmp_path):
     on_ranks(3, go_on_with_another, str(tmp_path))
 
 
-def stop_and_resume(folder: str) -> None:
-    arguments = {"learning_rate": 0.1, "checkpoint": folder, "validation_split": 0.2}
-    arguments |= {"stop_at": {"val_accuracy": 0.8}}
+def stop_and_resume(folder: str, minutes: float | None) -> None:
+    arguments = {"learning_rate": 0.1, "checkpoint": folder, "checkpoint_minutes": minutes}
+    arguments |= {"stop_at": {"val_accuracy": 0.8}, "validation_split": 0.2}
     first, wanted = train("DOWNPOUR", **arguments)
     assert len(first.history.center) < 40
+    assert len(first.history.rows_seen()) == len(first.history.averaged()["loss"]) < 40
     again, received = train("DOWNPOUR", resume=True, **arguments)
     assert_same_weights(received, wanted)
     assert again.history.center == first.history.center
 
 
-def test_a_stopped_training_stays_stopped(on_ranks, tmp_path):
-    on_ranks(2, stop_and_resume, str(tmp_path))
+@pytest.mark.parametrize("minutes", [None, 60.0])
+def test_a_stopped_training_stays_stopped(on_ranks, tmp_path, minutes):
+    on_ranks(2, stop_and_resume, str(tmp_path), minutes)

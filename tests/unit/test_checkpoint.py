@@ -13,18 +13,22 @@ def write(checkpoints: Checkpoints, number: int, complete: bool) -> None:
     checkpoints.create(number)
     checkpoints.write_arrays(number, "center.npz", {"center": np.full((1, 3), number, np.float32)})
     if complete:
-        checkpoints.complete(number, {"progress": number / 2})
+        checkpoints.complete(number, {"algorithm": "EASGD", "progress": number / 2})
 
 
 def test_only_complete_checkpoints_count(tmp_path):
     checkpoints = Checkpoints(str(tmp_path / "run"))
-    assert checkpoints.prepared() is None
+    checkpoints.check("EASGD", resume=False)
     assert checkpoints.latest() is None
     write(checkpoints, 1, complete=True)
     write(checkpoints, 2, complete=False)
     assert checkpoints.numbers() == [1, 2]
     assert checkpoints.latest() == 1
-    assert checkpoints.prepared().endswith("00000001/training.json")
+    checkpoints.check("EASGD", resume=True)
+    with pytest.raises(ValueError, match="without checkpoints, unless resume=True. Received: .* of EASGD"):
+        checkpoints.check("EASGD", resume=False)
+    with pytest.raises(ValueError, match="the same algorithm to resume from, ADAG. Received: .* of EASGD"):
+        checkpoints.check("ADAG", resume=True)
     assert checkpoints.manifest(1)["progress"] == 0.5
     np.testing.assert_array_equal(checkpoints.read_arrays(1, "center.npz")["center"], [[1, 1, 1]])
 
@@ -73,3 +77,9 @@ def test_a_rule_may_keep_whatever_consists_of_arrays_and_numbers():
 def test_a_state_of_something_else_is_refused():
     with pytest.raises(TypeError, match="arrays, numbers, .* Received: object"):
         encode([object()], {})
+
+
+def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="checkpoint must be a folder or URL that can be written"):
+        Checkpoints(str(tmp_path / "file" / "run")).check("EASGD", resume=False)

@@ -96,3 +96,18 @@ def test_compile_arguments_are_the_models_own(model):
     assert float(arguments["optimizer"].learning_rate) == 0.5
     assert isinstance(arguments["loss"], keras.losses.Huber)
     assert arguments["metrics"] == ["mae"]
+
+
+def test_an_optimizer_with_loss_scaling_survives_packing():
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.5), initial_scale=8.0)
+    packed = pack(scaled)
+    for _ in range(2):
+        copy = unpack(pickle.loads(pickle.dumps(packed)), {})
+        assert type(copy.inner_optimizer) is keras.optimizers.Adam
+        assert float(copy.learning_rate) == 0.5
+        assert copy.initial_scale == 8.0
+
+
+def test_weighted_metrics_are_taken_over(model):
+    model.compile("sgd", "mse", weighted_metrics=["mae"])
+    assert compile_arguments(model)["weighted_metrics"] == ["mae"]
