@@ -39,7 +39,7 @@ def test_ranks_train_at_the_models_precision(on_ranks, policy, optimizer, dtype)
 
 
 def overflow() -> list[float]:
-    """The dynamic scale after a step whose scaled gradients are infinite: halved, and the weights as before."""
+    """The scale after a step whose scaled gradients are infinite, and the weight, which is as before."""
     import keras
 
     import hvdkeras
