@@ -37,14 +37,15 @@ def is_array(dtype: DataType) -> bool:
     return False
 
 
-def flat(value: Column, dtype: DataType) -> Column:
+def flat(value: Column, dtype: DataType, vectors_as: str = "float64") -> Column:
     """Returns a vector's or an array's numbers as one array; plain numbers as they are; null for null.
 
-    Booleans become 0 and 1, and decimals doubles, since NumPy knows neither in Arrow's form.
+    Booleans become 0 and 1, and decimals doubles, since NumPy knows neither in Arrow's form. A vector's
+    doubles become `vectors_as`, "float64" or "float32".
     """
     if is_vector(dtype):
         # vector_to_array raises for a null.
-        return F.when(value.isNotNull(), vector_to_array(value))
+        return F.when(value.isNotNull(), vector_to_array(value, vectors_as))
     nested = ""
     while isinstance(dtype, ArrayType):
         dtype = dtype.elementType

@@ -17,7 +17,7 @@ from pyspark.sql.types import DataType
 from hvdkeras import expressions as sql
 from hvdkeras.merging import merged
 from hvdkeras.modelfile import SavedModel, Tensor
-from hvdkeras.scoring import Scoring, content_key, spark_type
+from hvdkeras.scoring import Scoring, content_key, fed_dtype, spark_type
 from hvdkeras.signature import as_list
 from hvdkeras.stages import Stage, StageReader, StageWriter, at_least, names, new_names, one_of, param
 from hvdkeras.weights import model_from_bytes
@@ -167,7 +167,9 @@ class ModelPredictor(Stage, Model):
         if not (sql.is_vector(dtype) or sql.is_array(dtype) or (sql.is_scalar(dtype) and tensor.size == 1)):
             expected = f"vectors or arrays of {tensor.size} numbers, for the model's input {tensor.name!r}"
             raise self._wrong_type(name, expected, dtype)
-        return sql.flat(sql.column(name), dtype)
+        # A vector's doubles are rounded before they travel, which halves what does.
+        vectors_as = "float32" if fed_dtype(tensor) == "float32" else "float64"
+        return sql.flat(sql.column(name), dtype, vectors_as)
 
     @staticmethod
     def _formed(flat: Column, tensor: Tensor, form: str) -> Column:

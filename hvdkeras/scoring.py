@@ -153,7 +153,7 @@ def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
     import keras
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((None, *t.shape), _numpy_dtype(t)) for t in inputs]
+    signature = [tf.TensorSpec((None, *t.shape), fed_dtype(t)) for t in inputs]
 
     # The same graph between flat lists, whatever dicts the model takes and gives.
     flat = keras.Model(model.inputs, model.outputs)
@@ -181,6 +181,11 @@ def spark_type(tensor: Tensor) -> str:
     ]
 
 
+def fed_dtype(tensor: Tensor) -> np.dtype:
+    """Returns the dtype in which an input is fed; NumPy has no bfloat16, to which Keras casts."""
+    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
+
+
 def _arrow_dtype(tensor: Tensor) -> pa.DataType:
     """float32 for all floats but float64, whole numbers as int32 or int64."""
     known = {"float64": pa.float64(), "int64": pa.int64(), "uint32": pa.int64(), "uint64": pa.int64()}
@@ -189,17 +194,12 @@ def _arrow_dtype(tensor: Tensor) -> pa.DataType:
     return pa.float32() if "float" in tensor.dtype else pa.int32()
 
 
-def _numpy_dtype(tensor: Tensor) -> np.dtype:
-    """The dtype in which an input is fed; NumPy has no bfloat16, to which Keras casts."""
-    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
-
-
 def _stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Puts rows together as one array of the tensor's shape and dtype.
 
     Also tells which of them held NaN; these are zeros now.
     """
-    dtype = _numpy_dtype(tensor)
+    dtype = fed_dtype(tensor)
     if values.dtype == object:
         # Floats are cast while they are copied. For whole numbers NaN must be seen before it is cast.
         values = np.concatenate(values, dtype=dtype if dtype.kind == "f" else None, casting="unsafe")

@@ -78,6 +78,13 @@ def test_equals_model_predict(data, model, values, form, output_type):
     assert frame.schema["prediction"].dataType.simpleString() == wanted
 
 
+@pytest.mark.parametrize("form", ["dense", "sparse", "array"])
+def test_doubles_are_not_rounded_for_a_model_of_doubles(keras, data, values, form):
+    x = keras.Input((SIZE,), dtype="float64")
+    model = keras.Model(x, keras.layers.Identity(dtype="float64")(x))
+    np.testing.assert_array_equal(collected(ModelPredictor(model, form).transform(data)), values)
+
+
 def test_every_row_of_ragged_and_empty_partitions(spark, data, model, values):
     predictor = ModelPredictor(model, "array", batch_size=2)
     spark.conf.set(BATCH_ROWS, 5)
