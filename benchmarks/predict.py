@@ -4,7 +4,9 @@ The model is an MLP 784-256-128-10, the rows come from Parquet files, Spark has 
 
 1. `ModelPredictor.transform`, written to nowhere, on features as arrays of floats and as vectors of doubles,
    against `model.predict` of the same rows in memory at Keras's batch size of 32 and at the predictor's.
-   All of Spark is counted: reading, the way to Python and back, and keeping the other columns.
+   All of Spark is counted: reading, the way to Python and back, and keeping the other columns. What Spark
+   takes for that alone is what a UDF takes that gets the same rows and computes nothing: no predictor that
+   is a UDF can be faster.
 2. The same against one row a call on Spark, as dist-keras (`predict`) and Horovod (`predict_on_batch`) do it,
    measured on a few rows.
 3. The highest resident memory of a Python worker after a partition of a tenth of the rows and after one of
@@ -95,19 +97,27 @@ def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tupl
     }
 
 
+def nothing(features: pd.Series) -> pd.Series:
+    """What a UDF does at least: it gets the rows and gives back a number for each."""
+    return pd.Series(np.zeros(len(features), np.float32))
+
+
 def nowhere(frame: Any) -> None:
     frame.write.format("noop").mode("overwrite").save()
 
 
 def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, rounds: int) -> None:
+    from pyspark.sql import functions
+
     from hvdkeras.predictors import ModelPredictor
 
-    predictor = ModelPredictor(model)
+    predictor, idle = ModelPredictor(model), functions.pandas_udf(nothing, "float")
     arrays, vectors = (spark.read.parquet(f"{folder}/{kind}") for kind in ("arrays", "vectors"))
     batch = predictor.getOrDefault("batch_size")
     medians = alternate(
         {
             "reading arrays alone": lambda: nowhere(arrays),
+            "a UDF that does nothing": lambda: nowhere(arrays.withColumn("prediction", idle("features"))),
             "ModelPredictor, arrays": lambda: nowhere(predictor.transform(arrays)),
             "ModelPredictor, vectors": lambda: nowhere(predictor.transform(vectors)),
             "model.predict, batch 32": lambda: model.predict(images, verbose=0),
@@ -124,6 +134,8 @@ def measure_speed(spark: Any, model: Any, images: np.ndarray, folder: str, round
         rate = rates[f"ModelPredictor, {kind}"]
         print(f"  ratio {kind + ' to batch 32':22s} {rate / keras:10.2f}   (target: >= 0.5)")
         print(f"  ratio {f'{kind} to batch {batch}':22s} {rate / best:10.2f}", flush=True)
+    most = rates["a UDF that does nothing"]
+    print(f"  ratio {'arrays to that UDF':22s} {rates['ModelPredictor, arrays'] / most:10.2f}", flush=True)
 
 
 def one_row_a_call(
