@@ -135,12 +135,11 @@ class Replica:
 
     def _end(self, center: Any, supervision: Supervision | None) -> tuple[np.ndarray, np.ndarray]:
         """The result, once all ranks have added theirs."""
-        result = supervision.finish() if supervision else None
         if supervision:
-            self.looks = supervision.looks
+            result, self.looks = supervision.finish(), supervision.looks
         if center and not self._trainer.synchronous:
             center.finish()
-        if result is not None or supervision:
+        if supervision:
             return result or (self._trainable.read(), self._other.read())
         trainable = center.pull() if center else self._trainable.read()
         return trainable, mean(self._comm, self._other.read(), self._trainer.timeout)
@@ -208,6 +207,11 @@ class Replica:
     ) -> dict[str, np.ndarray]:
         """Puts this rank where it stood, and returns what was saved of the center."""
         saved = checkpoints.read_arrays(number, "center.npz")
+        if saved["center"].shape[1] != self._trainable.size:
+            raise ValueError(
+                f"keras_model must have the {saved['center'].shape[1]} trainable weights of the checkpoint "
+                f"that it goes on from, in {checkpoints.url}. Received: {self._trainable.size}"
+            )
         if manifest["num_workers"] == self._comm.size and manifest["order"] == self._order():
             self._standing.restore(checkpoints, number, self._comm.rank)
         else:

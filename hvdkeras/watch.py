@@ -87,21 +87,32 @@ class Watch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._logs = dict(logs or {})
-        if self._every and self._position.windows % self._every == 0:
-            self.report("look")
-        elif self.waits and self._due():
-            self.report("save")
-        elif not self.waits:
-            self._follow(self._rounds.attend())
+        # The end of the epoch follows its last window, and only then its record is complete.
+        if self._position.step < self._position.steps:
+            self._come()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._logs = dict(logs or {})
-        if not self._every and not self.stopped:
-            self.report("look")
+        self._come(epoch_ends=True)
         # Callbacks that come later see the center's metrics as they would see validation's.
         logs.update(self._metrics)
 
-    def report(self, kind: str) -> None:
+    def wish_to_stop(self) -> None:
+        """Tells rank 0 that this rank has had enough."""
+        self._rounds.report(self._report("stop"))
+
+    def _come(self, epoch_ends: bool = False) -> None:
+        """Takes part in what is due at the end of a window or an epoch."""
+        if self.stopped:
+            return
+        if epoch_ends if self._every is None else self._position.windows % self._every == 0:
+            self._join("look")
+        elif self.waits and self._due():
+            self._join("save")
+        elif not self.waits:
+            self._follow(self._rounds.attend())
+
+    def _join(self, kind: str) -> None:
         """Tells rank 0 that this rank has come as far as a round; waits for its end if all do."""
         self._rounds.report(self._report(kind))
         self._follow(self._rounds.decision() if self.waits else self._rounds.attend())
@@ -162,5 +173,5 @@ class Agreement(keras.callbacks.Callback):
             return
         self.model.stop_training = False
         if not self._watch.waits and not self._wished:
-            self._watch.report("stop")
+            self._watch.wish_to_stop()
         self._wished = True

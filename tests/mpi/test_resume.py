@@ -94,6 +94,33 @@ def test_ten_kills_change_nothing(tmp_path):
     assert looks == others
 
 
+class KillAtEpochsEnd(keras.callbacks.Callback):
+    """Kills the rank once, after the last window of its second epoch and before the epoch's end."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = str(file)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch == 1 and batch + 1 >= self.params["steps"] and not os.path.exists(self.file):
+            open(self.file, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD"])
+def test_an_epoch_that_is_trained_but_not_ended_is_not_forgotten(tmp_path, algorithm):
+    """With a checkpoint that is due at every window."""
+    arguments = {**ELASTIC, "num_epoch": 4, "checkpoint_minutes": 1e-9, "max_restarts": 1}
+    callbacks = [KillAtEpochsEnd(tmp_path / "killed")]
+    used, _ = train(algorithm, checkpoint=tmp_path / "run", callbacks=callbacks, **arguments)
+    assert len(used.history.restarts) == 1
+    assert used.history.rows_seen() == [1437] * 4
+    assert [len(rank.metrics["loss"]) for rank in used.history.ranks] == [4, 4]
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("algorithm", "arguments"),
@@ -185,6 +212,16 @@ def go_on_with_another(folder: str) -> None:
 
 def test_another_number_of_workers_goes_on(on_ranks, tmp_path):
     on_ranks(3, go_on_with_another, str(tmp_path))
+
+
+def go_on_with_another_model(folder: str) -> None:
+    train("SingleTrainer", num_epoch=1, num_workers=1, checkpoint=folder)
+    with pytest.raises(ValueError, match="of the same algorithm to resume from, EASGD. Received: .* Single"):
+        train("EASGD", resume=True, num_epoch=2, num_workers=1, checkpoint=folder, **ELASTIC)
+
+
+def test_another_algorithm_can_not_go_on(on_ranks, tmp_path):
+    on_ranks(1, go_on_with_another_model, str(tmp_path))
 
 
 def stop_and_resume(folder: str, minutes: float | None) -> None:
