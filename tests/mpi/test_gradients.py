@@ -35,12 +35,16 @@ def model():
 
 def train(optimizer: str, arguments: dict, shards: Shards) -> tuple[list, list]:
     """What a rank of the job runs; returns its own weights and the trained model's."""
+    import keras
+
     import hvdkeras
-    from hvdkeras import worker
 
     own = []
-    fit = worker._fit
-    worker._fit = lambda *args: (fit(*args), own.extend(args[0].get_weights()))
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            own.extend(self.model.get_weights())
+
     trainer = hvdkeras.SynchronousSGD(
         model(),
         loss="mse",
@@ -48,6 +52,7 @@ def train(optimizer: str, arguments: dict, shards: Shards) -> tuple[list, list]:
         batch_size=BATCH_SIZE,
         num_epoch=EPOCHS,
         verbose=0,
+        callbacks=[Keep()],
         **arguments,
     )
     return own, trainer.train(shards).get_weights()

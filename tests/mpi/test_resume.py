@@ -143,14 +143,14 @@ def test_what_a_rule_and_its_gradients_keep_is_kept(tmp_path, algorithm, argumen
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("algorithm", "arguments"),
-    [("AsynchronousEASGD", ELASTIC), ("AdaptiveDOWNPOUR", {"server_learning_rate": 0.02})],
+    ("algorithm", "arguments", "times"),
+    [("AsynchronousEASGD", ELASTIC, 3), ("AdaptiveDOWNPOUR", {"server_learning_rate": 0.02}, 1)],
 )
-def test_an_asynchronous_training_loses_no_rows(tmp_path, algorithm, arguments):
+def test_an_asynchronous_training_loses_no_rows(tmp_path, algorithm, arguments, times):
     _, held_out = digits.data()
     _, undisturbed = train(algorithm, **arguments)
-    used, trained = killed(tmp_path, algorithm, 3, 1, **arguments)
-    assert len(used.history.restarts) == 3
+    used, trained = killed(tmp_path, algorithm, times, 1, **arguments)
+    assert len(used.history.restarts) == times
     assert used.history.rows_seen() == [1437] * 40
     assert digits.accuracy(trained, held_out) >= digits.accuracy(undisturbed, held_out) - 0.02
 
