@@ -233,7 +233,7 @@ def after_the_last_round() -> tuple[bool, bool, bool]:
 
     used = digits.trainer("AsynchronousEASGD", 2)
     center = CenterModel(used.compiled_model(), None)
-    chair = Chair(2, center, used, lambda: None, None, lambda: False, {})
+    chair = Chair(2, center, used, lambda: None, None, lambda: False, {}, "center")
     for rank in range(2):
         for kind in ("look", "final"):
             chair.take(rank, Report(kind, 1.0, np.empty(0, np.float32)))
