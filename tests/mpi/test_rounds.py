@@ -18,6 +18,11 @@ def train(algorithm: str, num_workers: int, arguments: dict, held_out: bool = Fa
     return used, trained
 
 
+def each(fn, algorithms: list[str], *args) -> dict:
+    """What `fn` returns for each algorithm, in one job."""
+    return {algorithm: fn(algorithm, *args) for algorithm in algorithms}
+
+
 def compare_with_evaluate(algorithm: str, num_workers: int, arguments: dict) -> tuple[dict, dict, list]:
     _, validation = digits.data()
     used, trained = train(algorithm, num_workers, arguments, held_out=True)
@@ -26,18 +31,19 @@ def compare_with_evaluate(algorithm: str, num_workers: int, arguments: dict) -> 
     return used.history.center[-1].metrics, found, [look.epoch for look in used.history.center]
 
 
-@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD", "SynchronousSGD", "DOWNPOUR"])
-def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks, algorithm):
-    for metrics, found, epochs in on_ranks(3, compare_with_evaluate, algorithm, 3, {}, timeout=120):
-        assert set(metrics) == {"val_loss", "val_accuracy"}
-        for name, value in found.items():
-            assert metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
-        # An asynchronous rank may be further when the last of them comes, and looks that are still due when
-        # all have ended are made as one.
-        assert epochs == sorted(epochs)
-        assert epochs[-1] == 4
-        if algorithm in ("EASGD", "SynchronousSGD"):
-            assert epochs == [1, 2, 3, 4]
+def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks):
+    algorithms = ["EASGD", "AsynchronousEASGD", "SynchronousSGD", "DOWNPOUR"]
+    for results in on_ranks(3, each, compare_with_evaluate, algorithms, 3, {}):
+        for algorithm, (metrics, found, epochs) in results.items():
+            assert set(metrics) == {"val_loss", "val_accuracy"}
+            for name, value in found.items():
+                assert metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
+            # An asynchronous rank may be further when the last of them comes, and looks that are still due
+            # when all have ended are made as one.
+            assert epochs == sorted(epochs)
+            assert epochs[-1] == 4
+            if algorithm in ("EASGD", "SynchronousSGD"):
+                assert epochs == [1, 2, 3, 4]
 
 
 def with_few_rows(num_workers: int) -> tuple[dict, float]:
@@ -76,14 +82,10 @@ def stop_early(algorithm: str, num_workers: int) -> list[int]:
     return [len(rank.rows) for rank in used.history.ranks], len(used.history.center)
 
 
-def test_early_stopping_stops_all_ranks_in_the_same_epoch(on_ranks):
-    for epochs, looks in on_ranks(4, stop_early, "EASGD", 4, timeout=120):
-        assert epochs == [3, 3, 3, 3]
-        assert looks == 3
-
-
-def test_early_stopping_stops_asynchronous_ranks(on_ranks):
-    for epochs, looks in on_ranks(4, stop_early, "AsynchronousEASGD", 4, timeout=120):
+def test_early_stopping_stops_all_ranks(on_ranks):
+    for results in on_ranks(4, each, stop_early, ["EASGD", "AsynchronousEASGD"], 4):
+        assert results["EASGD"] == ([3, 3, 3, 3], 3)
+        epochs, looks = results["AsynchronousEASGD"]
         assert looks == 3
         assert max(epochs) < 50
 
@@ -105,14 +107,11 @@ def one_rank_wishes(algorithm: str, num_workers: int) -> list[int]:
     return [len(rank.rows) for rank in used.history.ranks]
 
 
-def test_one_ranks_wish_to_stop_is_granted_to_all_at_the_end_of_the_epoch(on_ranks):
-    assert on_ranks(3, one_rank_wishes, "EASGD", 3, timeout=120) == [[2, 2, 2]] * 3
-    assert on_ranks(2, one_rank_wishes, "SynchronousSGD", 2, timeout=120) == [[2, 2]] * 2
-
-
-def test_one_ranks_wish_to_stop_stops_asynchronous_ranks(on_ranks):
-    for epochs in on_ranks(3, one_rank_wishes, "DOWNPOUR", 3, timeout=120):
-        assert max(epochs) < 50
+def test_one_ranks_wish_to_stop_is_granted_to_all(on_ranks):
+    for results in on_ranks(3, each, one_rank_wishes, ["EASGD", "SynchronousSGD", "DOWNPOUR"], 3):
+        # Those that go in step end the epoch together.
+        assert results["EASGD"] == results["SynchronousSGD"] == [2, 2, 2]
+        assert max(results["DOWNPOUR"]) < 50
 
 
 def reach(algorithm: str, num_workers: int) -> tuple[float, float, int]:
@@ -124,13 +123,12 @@ def reach(algorithm: str, num_workers: int) -> tuple[float, float, int]:
     return looks[-1], digits.accuracy(trained, validation), len(looks)
 
 
-@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD", "SingleTrainer"])
-def test_a_training_ends_when_the_center_reaches_what_was_asked_for(on_ranks, algorithm):
-    num_workers = 1 if algorithm == "SingleTrainer" else 2
-    for seen, accuracy, _ in on_ranks(num_workers, reach, algorithm, num_workers, timeout=120):
-        assert 0.9 <= seen < 1
-        # The result is the center that was seen, not a later one.
-        assert accuracy == pytest.approx(seen, abs=1e-6)
+def test_a_training_ends_when_the_center_reaches_what_was_asked_for(on_ranks):
+    for results in on_ranks(2, each, reach, ["EASGD", "AsynchronousEASGD", "SingleTrainer"], 2):
+        for seen, accuracy, _ in results.values():
+            assert 0.9 <= seen < 1
+            # The result is the center that was seen, not a later one.
+            assert accuracy == pytest.approx(seen, abs=1e-6)
 
 
 def rates(algorithm: str, num_workers: int) -> list[list[float]]:
