@@ -16,6 +16,7 @@ from hvdkeras.evaluation import CenterModel
 from hvdkeras.history import Look
 from hvdkeras.launch.rank import send
 from hvdkeras.rounds import Decision, Findings, Opening, Report
+from hvdkeras.weights import has_schedule
 
 logger = logging.getLogger("hvdkeras")
 
@@ -188,12 +189,6 @@ class Chair:
         if not self._center.model.stop_training:
             self._callbacks.on_epoch_begin(number + 1)
         return metrics
-
-
-def has_schedule(optimizer: Any) -> bool:
-    """Tells whether the learning rate follows a schedule of its own, so that nobody can set it."""
-    rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
-    return isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def _mean_logs(reports: Sequence[Report]) -> dict[str, float]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyarrow import fs
 
+from hvdkeras import history
 from hvdkeras.data.store import normalized, open_filesystem
-from hvdkeras.history import finite, numbers
 from hvdkeras.weights import model_to_bytes
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ class Checkpoints:
             file.write(content)
 
     def write_json(self, number: int, name: str, content: Mapping[str, Any]) -> None:
-        self.write(number, name, json.dumps(finite(content), allow_nan=False).encode())
+        self.write(number, name, json.dumps(history.finite(content), allow_nan=False).encode())
 
     def read_json(self, number: int, name: str) -> dict[str, Any]:
         return self._read_json(self._file(number, name))
 
     def _read_json(self, path: str) -> dict[str, Any]:
         with self._system.open_input_stream(path) as file:
-            return numbers(json.loads(file.read()))
+            return history.numbers(json.loads(file.read()))
 
     def complete(self, number: int, manifest: Mapping[str, Any]) -> None:
         """Makes a checkpoint count."""
@@ -207,11 +207,11 @@ class Writer:
             contents[0] = trainable
         elif not looked:
             self._center.load(contents[0], other)
-        arrays = {"center": contents, "other": self._center.vectors()[1]}
-        self._checkpoints.write_arrays(number, "center.npz", arrays)
+        self._checkpoints.write_arrays(number, "center.npz", {"center": contents, "other": other})
         self._checkpoints.write(number, "model.keras", model_to_bytes(self._center.model))
         self._checkpoints.complete(number, {**self._facts, "num_workers": self._size, **manifest})
-        complete = [one for one in self._checkpoints.numbers() if self._checkpoints.is_complete(one)]
-        for one in self._checkpoints.numbers():
+        numbers = self._checkpoints.numbers()
+        complete = [one for one in numbers if self._checkpoints.is_complete(one)]
+        for one in numbers:
             if one < complete[-self._kept :][0]:
                 self._checkpoints.delete(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from hvdkeras import weights
@@ -34,9 +35,8 @@ class CenterModel:
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `load` was given, or a callback has put in its place."""
-        groups = self.model.trainable_variables, weights.averaged_variables(self.model)
-        trainable, other = (weights.flat(group) for group in groups)
-        return trainable, other
+        model = self.model
+        return weights.flat(model.trainable_variables), weights.flat(weights.averaged_variables(model))
 
     def try_out(self) -> list[str]:
         """Evaluates one batch, which makes the metrics' variables; returns the metrics' names."""
@@ -53,7 +53,7 @@ class CenterModel:
         self._feed.begin(0)
         self.model.evaluate(self._feed.dataset(), verbose=0)
         return np.concatenate(
-            [np.ravel(np.asarray(total, np.float64)) for total in map(_value, self._totals())]
+            [np.ravel(keras.ops.convert_to_numpy(total)).astype(np.float64) for total in self._totals()]
         )
 
     def metrics(self, totals: np.ndarray) -> dict[str, float]:
@@ -72,9 +72,3 @@ class CenterModel:
 
     def _named(self) -> dict[str, float]:
         return {f"val_{name}": float(value) for name, value in self.model.get_metrics_result().items()}
-
-
-def _value(variable: Any) -> Any:
-    import keras
-
-    return keras.ops.convert_to_numpy(variable)

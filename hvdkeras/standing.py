@@ -89,7 +89,7 @@ class Standing:
     """
 
     def __init__(self, model: Any, position: Position, history: RankHistory, more: Sequence[Any]) -> None:
-        self._model, self._position, self.history = model, position, history
+        self._position, self.history = position, history
         model.optimizer.build(model.trainable_variables)
         self._groups = {"model": model.variables, "optimizer": model.optimizer.variables, "more": list(more)}
         self.rule_state: Any = None

@@ -194,6 +194,11 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     return {"optimizer": model.optimizer, "loss": model.loss, **rest}
 
 
+def has_schedule(optimizer: Any) -> bool:
+    """Tells whether an optimizer's learning rate follows a schedule of its own, so that nobody can set it."""
+    return callable(getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None))
+
+
 def scaled(optimizer: Any, model: Any) -> Any:
     """Returns the optimizer with loss scaling where a model computes in float16, as Keras compiles it.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.weights import has_schedule
 
 
 def shares(batch_sizes: np.ndarray) -> np.ndarray:
@@ -88,11 +89,10 @@ class SynchronousSGD(Trainer):
 
     def check(self, num_workers: int) -> None:
         super().check(num_workers)
-        rate = getattr(self.worker_optimizer, "_learning_rate", None)
-        if (self.scale_learning_rate or self.warmup_epochs) and callable(rate):
+        if (self.scale_learning_rate or self.warmup_epochs) and has_schedule(self.worker_optimizer):
             raise ValueError(
                 "scale_learning_rate and warmup_epochs need an optimizer whose learning rate is a number. "
-                f"Received: {type(rate).__name__}"
+                f"Received: {type(self.worker_optimizer).__name__} with a schedule"
             )
 
     def learning_rate_factor(self, progress: float, num_workers: int) -> float:

@@ -182,3 +182,12 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import hvdkeras, sys; print({'tensorflow', 'keras', 'mpi4py', 'horovod'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_rate_that_follows_a_schedule_can_not_warm_up(scaled):
+    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9))
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    trainer = hvdkeras.SynchronousSGD(model(), loss="mse", worker_optimizer=optimizer, warmup_epochs=2)
+    with pytest.raises(ValueError, match="need an optimizer whose learning rate is a number. Received"):
+        trainer.train(DATA)
