@@ -20,6 +20,8 @@ class Ledger:
         self._window = MPI.Win.Allocate(8 * self._length if comm.rank == 0 else 8, 8, comm=comm)
         self._here = np.frombuffer(self._window.tomemory(), np.int64)
         self._here[:] = 0
+        self._number, self._before = np.zeros(1, np.int64), np.empty(1, np.int64)
+        self._number_to_mpi, self._before_to_mpi = [self._number, COUNT], [self._before, COUNT]
         self._own = self._seen = 0
         self._staleness_sum = self._staleness_max = 0
 
@@ -76,11 +78,11 @@ class Ledger:
 
     def _add(self, number: int) -> int:
         """Adds to the number of pushes of all ranks and returns what it was."""
-        before = np.empty(1, np.int64)
+        self._number[0] = number
         self._open()
-        self._window.Fetch_and_op([np.array([number]), COUNT], [before, COUNT], 0)
+        self._window.Fetch_and_op(self._number_to_mpi, self._before_to_mpi, 0)
         self._window.Unlock(0)
-        return int(before[0])
+        return int(self._before[0])
 
     def _open(self) -> None:
         # No lock: the pushes are counted atomically, and every other number has one rank that writes it.

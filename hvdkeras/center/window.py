@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -119,7 +118,7 @@ class WindowCenter:
         """
         if not 0 <= part < self._parts:
             raise ValueError(f"part must be in 0..{self._parts - 1}. Received: {part}")
-        with self._verb("pull"):
+        with _Verb(self, "pull"):
             out = destination(out, self._length)
             if part == 0:
                 self._ledger.enter_pull()
@@ -132,7 +131,7 @@ class WindowCenter:
         For checkpoints and evaluation: unlike `pull` it leaves the staleness as it is.
         """
         out = np.empty((self._parts, self._length), np.float32)
-        with self._verb("copy"):
+        with _Verb(self, "copy"):
             for part, values in enumerate(out):
                 self._get(values, part)
         return out
@@ -140,10 +139,10 @@ class WindowCenter:
     def push(self, update: np.ndarray) -> None:
         """Adds `update` (n,) to the center."""
         vector("update", update, self._length)
-        with self._verb("push"):
+        with _Verb(self, "push"):
             self._ledger.enter_push(pulls=False)
             for chunk in self._in_own_order():
-                with self._turn(chunk):
+                with _Turn(self, chunk):
                     place = chunk.place(chunk.elements)
                     chunk.window.Accumulate(update[chunk.elements], chunk.host, target=place, op=MPI.SUM)
 
@@ -167,18 +166,18 @@ class WindowCenter:
             The new local vector (n,).
         """
         check_operands(local, vectors, self._length)
-        with self._verb("exchange"):
+        with _Verb(self, "exchange"):
             out = destination(out, self._length)
             self._ledger.enter_push(pulls=True)
             for chunk in self._in_own_order():
-                with self._turn(chunk):
+                with _Turn(self, chunk):
                     for piece in blocks(chunk.start, chunk.stop, self._piece):
                         self._exchange_piece(chunk, piece, rule, (local, *vectors), out)
         return out
 
     def staleness(self) -> int:
         """Counts the pushes and exchanges of other ranks since this rank's last exchange or pull."""
-        with self._verb("count"):
+        with _Verb(self, "count"):
             return self._ledger.staleness()
 
     def finish(self) -> None:
@@ -188,13 +187,13 @@ class WindowCenter:
             TimeoutError: For `timeout` seconds no rank has pushed or finished. As long as one does, the wait
                 goes on.
         """
-        with self._verb("finish"):
+        with _Verb(self, "finish") as doing:
             self._ledger.enter_finish()
             begin = moved = time.perf_counter()
             before = self._ledger.state()
             while not before[1:].all():
                 time.sleep(min(PATIENCE, (time.perf_counter() - begin) / 10))
-                self._attendant.note(self._doing)
+                self._attendant.note(doing)
                 state = self._ledger.state()
                 if (state != before).any():
                     before, moved = state, time.perf_counter()
@@ -221,7 +220,7 @@ class WindowCenter:
 
     def _get(self, out: np.ndarray, part: int) -> None:
         for chunk in self._in_own_order():
-            with self._turn(chunk):
+            with _Turn(self, chunk):
                 place = chunk.place(chunk.elements, part)
                 chunk.window.Get(out[chunk.elements], chunk.host, target=place)
 
@@ -255,32 +254,6 @@ class WindowCenter:
         first = self._comm.rank * len(self._chunks) // self._comm.size
         return self._chunks[first:] + self._chunks[:first]
 
-    @contextmanager
-    def _verb(self, name: str) -> Iterator[None]:
-        """Refuses a freed center, measures the time, and has the attendant see that the verb gets on."""
-        if self._freed:
-            raise RuntimeError("the center was freed")
-        begin = time.perf_counter()
-        self._doing = f"the counters at rank 0, to {name}"
-        self._attendant.note(self._doing)
-        try:
-            yield
-        finally:
-            self._attendant.note(None)
-            self._verbs += time.perf_counter() - begin
-
-    @contextmanager
-    def _turn(self, chunk: Chunk) -> Iterator[None]:
-        """Opens a chunk for this rank alone."""
-        self._attendant.note(chunk)
-        self._turns.take(chunk.index)
-        chunk.open()
-        try:
-            yield
-        finally:
-            chunk.close()
-            self._turns.give(chunk.index)
-
     def _requested(self) -> bool:
         """Tells the attendant whether other ranks use what this rank holds."""
         before, self._pushes = self._pushes, self._ledger.here
@@ -289,3 +262,43 @@ class WindowCenter:
     def _meet(self, what: str) -> None:
         """Waits for all ranks."""
         wait(self._comm.Ibarrier().Test, self._timeout, f"all {self._comm.size} ranks: {what}")
+
+
+# Classes, because the generator behind `contextmanager` would cost a tenth of the time of a small pull.
+
+
+class _Verb:
+    """A call of a center: refuses a freed one, measures the time, and has the attendant watch it."""
+
+    def __init__(self, center: WindowCenter, name: str):
+        self._center, self._doing = center, f"the counters at rank 0, to {name}"
+
+    def __enter__(self) -> str:
+        center = self._center
+        if center._freed:
+            raise RuntimeError("the center was freed")
+        self._begin = time.perf_counter()
+        center._attendant.note(self._doing)
+        return self._doing
+
+    def __exit__(self, *error: object) -> None:
+        center = self._center
+        center._attendant.note(None)
+        center._verbs += time.perf_counter() - self._begin
+
+
+class _Turn:
+    """Opens a chunk of a center for this rank alone."""
+
+    def __init__(self, center: WindowCenter, chunk: Chunk):
+        self._center, self._chunk = center, chunk
+
+    def __enter__(self) -> None:
+        center, chunk = self._center, self._chunk
+        center._attendant.note(chunk)
+        center._turns.take(chunk.index)
+        chunk.open()
+
+    def __exit__(self, *error: object) -> None:
+        self._chunk.close()
+        self._center._turns.give(self._chunk.index)
