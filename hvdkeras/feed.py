@@ -69,7 +69,8 @@ class Feed(keras.callbacks.Callback):
         # To repeat without an end and take so many makes the length known, and nothing is repeated, because
         # an epoch is given once. Not knowing it, Keras would cut all epochs to the length of the first.
         epoch = tf.data.Dataset.from_tensors(0).flat_map(self._epoch)
-        return epoch.repeat().take(self._rows.steps).with_options(options)
+        # Two batches ahead: cutting one out of its block would otherwise be a part of the step before.
+        return epoch.repeat().take(self._rows.steps).prefetch(2).with_options(options)
 
     def _epoch(self, _: tf.Tensor) -> tf.data.Dataset:
         rows = self._rows
