@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,7 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
     """Trains this rank's models of an ensemble, one after the other, each from initial weights of its own."""
     from mpi4py import MPI
 
+    from hvdkeras.center.waiting import wait
     from hvdkeras.replica import Replica
 
     histories, vectors, looks, count = [], [], [], trainer.num_models
@@ -108,18 +110,25 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
         vectors.append(replica.train())
         histories.append(history)
         looks += [replace(look, model=member) for look in replica.looks]
-    trainable, other = (_gather(comm, [pair[i] for pair in vectors], count) for i in range(2))
+    # No bound: the others may train for as long as they need. Who is lost meanwhile ends the job.
+    wait(comm.Ibarrier().Test, math.inf, "the members that other ranks train")
+    trainable, other = (
+        _gather(comm, [pair[i] for pair in vectors], count, trainer.timeout) for i in range(2)
+    )
     return Result(histories, trainable, other, looks)
 
 
-def _gather(comm: MPI.Comm, vectors: list[np.ndarray], count: int) -> np.ndarray | None:
+def _gather(comm: MPI.Comm, vectors: list[np.ndarray], count: int, timeout: float) -> np.ndarray | None:
     """All members' vectors at rank 0, shape `(count, n)`, in the members' order; None elsewhere."""
+    from hvdkeras.center.waiting import wait
+
     gathered = []
     for turn in range(0, count, comm.size):
         taking_part = min(comm.size, count - turn)
         own = vectors[turn // comm.size] if comm.rank < taking_part else np.empty(0, np.float32)
         everyone = np.empty((taking_part, vectors[0].size), np.float32) if comm.rank == 0 else None
         counts = [vectors[0].size if rank < taking_part else 0 for rank in range(comm.size)]
-        comm.Gatherv(own, [everyone, counts] if comm.rank == 0 else None)
+        request = comm.Igatherv(own, [everyone, counts] if comm.rank == 0 else None)
+        wait(request.Test, timeout, "the members' weights")
         gathered.append(everyone)
     return np.concatenate(gathered) if comm.rank == 0 else None

@@ -53,11 +53,16 @@ def broadcast(comm: MPI.Comm, values: np.ndarray, timeout: float, what: str) -> 
     return values
 
 
+def gathered(comm: MPI.Comm, values: np.ndarray, timeout: float, what: str) -> np.ndarray:
+    """Returns every rank's values, shape (ranks, *shape); all ranks' have the same shape and dtype."""
+    everyone = np.empty((comm.size, *values.shape), values.dtype)
+    wait(comm.Iallgather(values, everyone).Test, timeout, what)
+    return everyone
+
+
 def agree_on_length(comm: MPI.Comm, length: int, timeout: float) -> None:
     """Raises ValueError on every rank unless all have vectors of the same length."""
-    lengths = np.empty(comm.size, np.int64)
-    request = comm.Iallgather(np.array([length], np.int64), lengths)
-    wait(request.Test, timeout, f"all {comm.size} ranks to make the center")
+    lengths = gathered(comm, np.array(length), timeout, f"all {comm.size} ranks to make the center")
     if (lengths != length).any():
         raise ValueError(f"initial must have the same length on every rank. Received: {lengths.tolist()}")
 

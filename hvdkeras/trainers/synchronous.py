@@ -104,6 +104,7 @@ class SynchronousSGD(Trainer):
         import tensorflow as tf
 
         from hvdkeras import gradients
+        from hvdkeras.center.waiting import gathered
 
         # XLA can't call out to MPI.
         model.jit_compile = False
@@ -111,11 +112,12 @@ class SynchronousSGD(Trainer):
             total = gradients.over_horovod(comm, self.compression)
         else:
             total = gradients.over_mpi(comm, self.timeout, self.compression)
+        batch_sizes = gathered(comm, rows.batch_sizes, self.timeout, "the sizes of the other ranks' batches")
         averaged = gradients.AveragedGradients(
             model.optimizer,
             model.trainable_variables,
             total,
-            shares(np.array(comm.allgather(rows.batch_sizes)))[comm.rank],
+            shares(batch_sizes)[comm.rank],
             self.accumulation,
         )
         return averaged.variables
