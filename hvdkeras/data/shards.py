@@ -46,13 +46,11 @@ class Shards:
         url: The folder: an absolute path or a URL.
         columns: The columns, in the order in which batches have them.
         parts: The parts' row counts and files.
-        temporary: It lies in a private folder of this machine that nobody asked for by name.
     """
 
     url: str
     columns: tuple[Column, ...]
     parts: tuple[Part, ...]
-    temporary: bool = False
 
     @property
     def rows(self) -> int:
@@ -130,7 +128,7 @@ def write_arrays(
         [source[start : start + step] for source in sources] for start in range(0, len(sources[0]), step)
     )
     with _new_folder(store) as url:
-        return _finish(url, columns, [write_part(url, "part", distinct, blocks)], store is None)
+        return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
 def open_parquet(path: str | os.PathLike | Sequence[str]) -> dataset.Dataset:
@@ -182,7 +180,7 @@ def write_parquet(
     )
     blocks = ([batch.column(name) for name in names] for batch in scanner.to_batches())
     with _new_folder(store) as url:
-        return _finish(url, columns, [write_part(url, "part", distinct, blocks)], store is None)
+        return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
 def write_dataframe(
@@ -216,7 +214,7 @@ def write_dataframe(
                 "store must be a folder or URL that the driver, the executors and the ranks see. "
                 f"Received: {store!r} ({url} is not there on {', '.join(blind)})"
             )
-        return _finish(url, columns, reports, store is None)
+        return _finish(url, columns, reports)
 
 
 @contextlib.contextmanager
@@ -242,7 +240,7 @@ def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
         raise
 
 
-def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report], temporary: bool) -> Shards:
+def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report]) -> Shards:
     """Writes the manifest of sound parts, deletes everything else, and returns the shards."""
     check_reports(tuple(dict.fromkeys(columns)), reports)
     parts = tuple(report.part for report in reports if report.part.rows)
@@ -259,7 +257,7 @@ def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report], temp
             # The attempt that wrote it may be deleting it, too.
             with contextlib.suppress(FileNotFoundError):
                 system.delete_file(entry.path)
-    return Shards(url, tuple(columns), parts, temporary)
+    return Shards(url, tuple(columns), parts)
 
 
 def _delete(url: str) -> None:

@@ -42,12 +42,13 @@ def own_temporary_folder(monkeypatch, tmp_path_factory):
     assert os.listdir(folder) == []
 
 
-def test_arrays_come_back_as_the_model_wants_them():
+def test_arrays_come_back_as_the_model_wants_them(own_temporary_folder):
     shards = write_arrays(data(10), COLUMNS)
     x, y = all_rows(shards)
     np.testing.assert_array_equal(x, np.arange(20.0, dtype=np.float32).reshape(10, 2))
     np.testing.assert_array_equal(y, np.arange(10, dtype=np.int32))
-    assert (x.dtype, y.dtype, shards.rows, shards.temporary) == (np.float32, np.int32, 10, True)
+    assert (x.dtype, y.dtype, shards.rows) == (np.float32, np.int32, 10)
+    assert os.path.dirname(shards.url) == str(own_temporary_folder)
     shards.remove()
     shards.remove()
 
@@ -60,7 +61,6 @@ def test_files_are_plain_npy(tmp_path):
 
 def test_a_given_store_is_kept_and_opened_again(tmp_path):
     shards = write_arrays(data(10), COLUMNS, tmp_path)
-    assert not shards.temporary
     assert os.path.dirname(shards.url) == str(tmp_path)
     assert open_shards(shards.url) == shards
     assert sorted(os.listdir(shards.url)) == sorted(["manifest.json", *shards.parts[0].files])
