@@ -64,9 +64,9 @@ def on_driver(spark_cluster: two.Hosts, tmp_path_factory: pytest.TempPathFactory
         folder = tmp_path_factory.mktemp("driver")
         ranks.pack(folder / "call", fn, args)
         program = [sys.executable, str(DRIVE), str(folder), two.ADDRESSES[0]]
-        returncode = ranks.finish(
-            spark_cluster.entered(0, program), spark_cluster.environment, folder / "output", timeout
-        )
+        command = spark_cluster.entered(0, program)
+        process = ranks.start(command, spark_cluster.environment, folder / "output")
+        returncode = ranks.finish(process, timeout)
         output = (folder / "output").read_text(errors="replace")
         if returncode != 0:
             error = folder / "error"

@@ -114,6 +114,6 @@ def sum_through_horovod(compression: str | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compression", [None, "fp16"])
-def test_horovod_sums_over_the_ranks(on_ranks, compression):
-    for total in on_ranks(2, sum_through_horovod, compression):
+def test_horovod_sums_over_the_ranks(on_new_ranks, compression):
+    for total in on_new_ranks(2, sum_through_horovod, compression):
         np.testing.assert_array_equal(total, [3, 6, 9])

@@ -32,8 +32,8 @@ def train(policy: str, algorithm: str, num_workers: int) -> tuple[float, str, li
     ("policy", "optimizer", "dtype"),
     [("mixed_bfloat16", "Adam", "bfloat16"), ("mixed_float16", "LossScaleOptimizer", "float16")],
 )
-def test_ranks_train_at_the_models_precision(on_ranks, policy, optimizer, dtype):
-    for accuracy, kind, computed in on_ranks(2, train, policy, "EASGD", 2):
+def test_ranks_train_at_the_models_precision(on_new_ranks, policy, optimizer, dtype):
+    for accuracy, kind, computed in on_new_ranks(2, train, policy, "EASGD", 2):
         assert accuracy > 0.9
         assert (kind, computed) == (optimizer, dtype)
 
@@ -61,5 +61,5 @@ def overflow() -> list[float]:
     return scales, float(trained.get_weights()[0][0, 0])
 
 
-def test_gradients_that_overflow_are_left_out_and_the_scale_falls_on_all_ranks(on_ranks):
-    assert on_ranks(2, overflow) == [([2.0**29], 1.0)] * 2
+def test_gradients_that_overflow_are_left_out_and_the_scale_falls_on_all_ranks(on_new_ranks):
+    assert on_new_ranks(2, overflow) == [([2.0**29], 1.0)] * 2

@@ -40,9 +40,9 @@ def easgd(length, steps):
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 1000), (2, 1), (3, 1000), (4, 300_001)])
-def test_equals_the_recursion_in_numpy(on_ranks, size, length):
+def test_equals_the_recursion_in_numpy(on_new_ranks, size, length):
     steps = 5
-    results = on_ranks(size, easgd, length, steps)
+    results = on_new_ranks(size, easgd, length, steps)
     center = noise(100, 0, length)
     locals_ = [center.copy() for _ in range(size)]
     for step in range(steps):
@@ -88,8 +88,8 @@ def waits():
     return seen
 
 
-def test_waits_are_bounded(on_ranks):
-    zero, one = on_ranks(2, waits)
+def test_waits_are_bounded(on_new_ranks):
+    zero, one = on_new_ranks(2, waits)
     assert zero["reduced between two verbs"]
     text, seconds = zero["timeout"]
     assert "rank 0 waited 0.5 s for the updates of the other 1 ranks" in text
@@ -131,8 +131,8 @@ def errors():
     return True
 
 
-def test_errors_say_what_was_received(on_ranks):
-    assert all(on_ranks(2, errors))
+def test_errors_say_what_was_received(on_new_ranks):
+    assert all(on_new_ranks(2, errors))
 
 
 def writes_to_the_center():
@@ -152,5 +152,5 @@ def writes_to_the_center():
     return True
 
 
-def test_a_rule_can_not_change_the_center_in_place(on_ranks):
-    assert on_ranks(1, writes_to_the_center) == [True]
+def test_a_rule_can_not_change_the_center_in_place(on_new_ranks):
+    assert on_new_ranks(1, writes_to_the_center) == [True]

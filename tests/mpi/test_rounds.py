@@ -241,6 +241,6 @@ def after_the_last_round() -> tuple[bool, bool, bool]:
     return opening.look, chair.proceed().end, chair.proceed() is None
 
 
-def test_no_round_opens_after_the_last(on_ranks):
+def test_no_round_opens_after_the_last(on_new_ranks):
     # The other ranks are gone: what is sent to them would never arrive, and rank 0 would wait for that.
-    assert on_ranks(1, after_the_last_round, timeout=120) == [(True, True, True)]
+    assert on_new_ranks(1, after_the_last_round, timeout=120) == [(True, True, True)]

@@ -30,9 +30,9 @@ def take_turns(locks, seconds, working):
     return taken, counted
 
 
-def test_no_turn_is_lost_however_ranks_are_interrupted(on_ranks):
+def test_no_turn_is_lost_however_ranks_are_interrupted(on_new_ranks):
     # Giving a turn back by a Put lost one in every few hundred thousand, and everybody waited for it.
-    results = on_ranks(6, take_turns, 10, 8.0, 4)
+    results = on_new_ranks(6, take_turns, 10, 8.0, 4)
     total = sum(taken for taken, _ in results)
     assert total > 10_000
     assert results[0][1] == [total, total]

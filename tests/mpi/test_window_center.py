@@ -30,9 +30,9 @@ def sums(lengths, sharded):
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_no_push_is_lost(on_ranks, size, sharded):
+def test_no_push_is_lost(on_new_ranks, size, sharded):
     lengths = [(1, 200), (1000, 100), (10_000_000, 3)]
-    for results in on_ranks(size, sums, lengths, sharded):
+    for results in on_new_ranks(size, sums, lengths, sharded):
         expected = [(size * pushes, size * pushes, length, pushes) for length, pushes in lengths]
         assert results == expected
 
@@ -58,9 +58,9 @@ def tickets(length, exchanges):
 
 
 @pytest.mark.parametrize("size", [2, 8])
-def test_exchanges_of_a_chunk_come_one_after_the_other(on_ranks, size):
+def test_exchanges_of_a_chunk_come_one_after_the_other(on_new_ranks, size):
     exchanges = 20
-    results = on_ranks(size, tickets, 1_000_000, exchanges)
+    results = on_new_ranks(size, tickets, 1_000_000, exchanges)
     every = np.concatenate([drawn for drawn, *_ in results])
     for chunk in every.T:
         assert sorted(chunk) == list(range(size * exchanges)), "two ranks read the same center"
@@ -101,8 +101,8 @@ def readers_and_writers(length, seconds):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_reads_are_not_torn(on_ranks, size):
-    for turns, torn, backwards in on_ranks(size, readers_and_writers, 2_500_000, 2.0):
+def test_reads_are_not_torn(on_new_ranks, size):
+    for turns, torn, backwards in on_new_ranks(size, readers_and_writers, 2_500_000, 2.0):
         assert turns > 5
         assert torn == 0
         assert backwards == 0
@@ -128,11 +128,11 @@ def turns_in(seconds, length, sharded):
 
 @pytest.mark.parametrize("length", [1000, 2_500_000])
 @pytest.mark.parametrize("size", [2, 4])
-def test_no_rank_gets_under_half_of_another(on_ranks, size, length):
+def test_no_rank_gets_under_half_of_another(on_new_ranks, size, length):
     # Other work on the machine can hold a rank back for a while: what is always unfair fails three times.
     trials = []
     while not trials or (min(trials[-1]) < max(trials[-1]) / 2 and len(trials) < 3):
-        trials.append(on_ranks(size, turns_in, 2.0, length, False))
+        trials.append(on_new_ranks(size, turns_in, 2.0, length, False))
     assert min(trials[-1]) >= max(trials[-1]) / 2, trials
 
 
@@ -167,7 +167,7 @@ def with_slots(length, steps):
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 700_001), (2, 10)])
-def test_slots_equal_the_sequential_recursion(on_ranks, size, length):
+def test_slots_equal_the_sequential_recursion(on_new_ranks, size, length):
     steps = 4
     center, accumulator = np.ones(length), np.zeros(length)
     for step in range(steps):
@@ -175,7 +175,7 @@ def test_slots_equal_the_sequential_recursion(on_ranks, size, length):
             gradient = np.random.default_rng((turn, step)).normal(size=length)
             accumulator += gradient**2
             center += -0.5 * gradient / np.sqrt(accumulator + 1e-6)
-    results = on_ranks(size, with_slots, length, steps)
+    results = on_new_ranks(size, with_slots, length, steps)
     for pulled, slot, _ in results:
         np.testing.assert_allclose(pulled, center, atol=1e-5)
         np.testing.assert_allclose(slot, accumulator, rtol=1e-5)
@@ -218,7 +218,7 @@ def counting():
     return seen
 
 
-def test_staleness_counts_the_pushes_of_others(on_ranks):
-    zero, one = on_ranks(2, counting)
+def test_staleness_counts_the_pushes_of_others(on_new_ranks):
+    zero, one = on_new_ranks(2, counting)
     assert zero == [0, 4, 4, 0, 2, 8, 4.0, 4]
     assert one == [0, 0, 2, 2, 0]

@@ -39,8 +39,8 @@ def finishing():
     return results
 
 
-def test_finish_waits_as_long_as_something_happens(on_ranks):
-    results = on_ranks(3, finishing)
+def test_finish_waits_as_long_as_something_happens(on_new_ranks):
+    results = on_new_ranks(3, finishing)
     for value, seconds in [first for first, _ in results]:
         assert value == 12
         assert seconds > 1.7
@@ -72,8 +72,8 @@ def many_lives():
     return True
 
 
-def test_allocate_and_free_fifty_times(on_ranks):
-    assert all(on_ranks(2, many_lives))
+def test_allocate_and_free_fifty_times(on_new_ranks):
+    assert all(on_new_ranks(2, many_lives))
 
 
 def errors():
@@ -104,8 +104,8 @@ def errors():
     return True
 
 
-def test_errors_speak_and_leave_no_lock(on_ranks):
-    assert all(on_ranks(2, errors))
+def test_errors_speak_and_leave_no_lock(on_new_ranks):
+    assert all(on_new_ranks(2, errors))
 
 
 def too_large(free):
@@ -140,9 +140,9 @@ def elsewhere(folder):
     return used
 
 
-def test_shared_memory_is_looked_at_before_it_is_taken(on_ranks, tmp_path):
-    on_ranks(2, too_large, 1_000_000, env={"OMPI_MCA_osc_sm_backing_directory": "/dev/shm"})
-    used = on_ranks(2, elsewhere, str(tmp_path), env={"OMPI_MCA_osc_sm_backing_directory": str(tmp_path)})
+def test_shared_memory_is_looked_at_before_it_is_taken(on_new_ranks, tmp_path):
+    on_new_ranks(2, too_large, 1_000_000, env={"OMPI_MCA_osc_sm_backing_directory": "/dev/shm"})
+    used = on_new_ranks(2, elsewhere, str(tmp_path), env={"OMPI_MCA_osc_sm_backing_directory": str(tmp_path)})
     assert max(used) < 20_000_000
     assert not list(tmp_path.glob("osc_sm*"))
 
@@ -173,10 +173,10 @@ def stuck_in_rule(how):
 
 
 @pytest.mark.parametrize("how", ["asleep", "killed"])
-def test_a_rank_that_keeps_a_lock_ends_the_job(on_ranks, how):
+def test_a_rank_that_keeps_a_lock_ends_the_job(on_new_ranks, how):
     before = orphans()
     with pytest.raises(AssertionError) as failed:
-        on_ranks(3, stuck_in_rule, how, timeout=40)
+        on_new_ranks(3, stuck_in_rule, how, timeout=40)
     assert failed.value.returncode not in (0, None)
     if how == "asleep":
         assert set(failed.value.errors) <= {0, 2}

@@ -20,7 +20,9 @@ def main(folder: Path) -> None:
     except BaseException:
         (folder / f"error.{rank}").write_text(traceback.format_exc())
         raise
-    (folder / f"result.{rank}").write_bytes(result)
+    # Who waits for the file finds all of it.
+    (folder / f"part.{rank}").write_bytes(result)
+    (folder / f"part.{rank}").rename(folder / f"result.{rank}")
 
 
 if __name__ == "__main__":
