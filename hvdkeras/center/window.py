@@ -264,11 +264,11 @@ class WindowCenter:
         wait(self._comm.Ibarrier().Test, self._timeout, f"all {self._comm.size} ranks: {what}")
 
 
-# Classes, because the generator behind `contextmanager` would cost a tenth of the time of a small pull.
-
-
 class _Verb:
-    """A call of a center: refuses a freed one, measures the time, and has the attendant watch it."""
+    """A call of a center: refuses a freed one, measures the time, and has the attendant watch it.
+
+    A class, like `_Turn`: the generator behind `contextmanager` would cost a tenth of a small pull.
+    """
 
     def __init__(self, center: WindowCenter, name: str):
         self._center, self._doing = center, f"the counters at rank 0, to {name}"
@@ -282,9 +282,8 @@ class _Verb:
         return self._doing
 
     def __exit__(self, *error: object) -> None:
-        center = self._center
-        center._attendant.note(None)
-        center._verbs += time.perf_counter() - self._begin
+        self._center._attendant.note(None)
+        self._center._verbs += time.perf_counter() - self._begin
 
 
 class _Turn:
@@ -294,10 +293,9 @@ class _Turn:
         self._center, self._chunk = center, chunk
 
     def __enter__(self) -> None:
-        center, chunk = self._center, self._chunk
-        center._attendant.note(chunk)
-        center._turns.take(chunk.index)
-        chunk.open()
+        self._center._attendant.note(self._chunk)
+        self._center._turns.take(self._chunk.index)
+        self._chunk.open()
 
     def __exit__(self, *error: object) -> None:
         self._chunk.close()
