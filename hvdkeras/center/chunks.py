@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from mpi4py import MPI
@@ -45,7 +46,7 @@ class Chunk:
     def __str__(self) -> str:
         return f"chunk {self.index} of the center at rank {self.host}"
 
-    @property
+    @cached_property
     def elements(self) -> slice:
         """All elements of the chunk."""
         return slice(self.start, self.stop)

@@ -57,7 +57,6 @@ class Turns:
         Raises:
             TimeoutError: It did not come in time.
         """
-        begin = time.perf_counter()
         host, place = self._locks[index]
         self._own = host == self._rank
         # No lock of MPI's: the tickets are drawn atomically, and the other counter is moved by one at a time.
@@ -65,6 +64,9 @@ class Turns:
         self._window.Fetch_and_op(self._one_to_mpi, self._ticket_to_mpi, host, place + NEXT)
         self._window.Get(self._served_to_mpi, host, (place + SERVED, 1, COUNT))
         self._window.Unlock(host)
+        if self._served[0] == self._ticket[0]:
+            return
+        begin = time.perf_counter()
         while self._served[0] != self._ticket[0]:
             self._wait(index, time.perf_counter() - begin)
         self.seconds_waiting += time.perf_counter() - begin

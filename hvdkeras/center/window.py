@@ -79,6 +79,9 @@ class WindowCenter:
             )
         self._chunks = allocate(self._comm, self._length, self._parts, sharded)
         self._turns = Turns(self._comm, [chunk.host for chunk in self._chunks], timeout)
+        # Each rank begins at another chunk.
+        first = comm.rank * len(self._chunks) // comm.size
+        self._own_order = [_Turn(self, chunk) for chunk in self._chunks[first:] + self._chunks[:first]]
         self._ledger = Ledger(self._comm)
         # On one host a block stays in the cache from Get to Put; between hosts each step is a round trip.
         self._piece = min(BLOCK, self._length) if one_host else self._chunks[0].stop
@@ -141,8 +144,8 @@ class WindowCenter:
         vector("update", update, self._length)
         with _Verb(self, "push"):
             self._ledger.enter_push(pulls=False)
-            for chunk in self._in_own_order():
-                with _Turn(self, chunk):
+            for turn in self._own_order:
+                with turn as chunk:
                     place = chunk.place(chunk.elements)
                     chunk.window.Accumulate(update[chunk.elements], chunk.host, target=place, op=MPI.SUM)
 
@@ -169,8 +172,8 @@ class WindowCenter:
         with _Verb(self, "exchange"):
             out = destination(out, self._length)
             self._ledger.enter_push(pulls=True)
-            for chunk in self._in_own_order():
-                with _Turn(self, chunk):
+            for turn in self._own_order:
+                with turn as chunk:
                     for piece in blocks(chunk.start, chunk.stop, self._piece):
                         self._exchange_piece(chunk, piece, rule, (local, *vectors), out)
         return out
@@ -187,13 +190,13 @@ class WindowCenter:
             TimeoutError: For `timeout` seconds no rank has pushed or finished. As long as one does, the wait
                 goes on.
         """
-        with _Verb(self, "finish") as doing:
+        with _Verb(self, "finish") as verb:
             self._ledger.enter_finish()
             begin = moved = time.perf_counter()
             before = self._ledger.state()
             while not before[1:].all():
                 time.sleep(min(PATIENCE, (time.perf_counter() - begin) / 10))
-                self._attendant.note(doing)
+                self._attendant.note(verb)
                 state = self._ledger.state()
                 if (state != before).any():
                     before, moved = state, time.perf_counter()
@@ -219,8 +222,8 @@ class WindowCenter:
         self._comm.Free()
 
     def _get(self, out: np.ndarray, part: int) -> None:
-        for chunk in self._in_own_order():
-            with _Turn(self, chunk):
+        for turn in self._own_order:
+            with turn as chunk:
                 place = chunk.place(chunk.elements, part)
                 chunk.window.Get(out[chunk.elements], chunk.host, target=place)
 
@@ -249,11 +252,6 @@ class WindowCenter:
         for part, values in enumerate(held):
             window.Put(values, chunk.host, target=chunk.place(piece, part))
 
-    def _in_own_order(self) -> list[Chunk]:
-        """All chunks, each rank beginning at another one."""
-        first = self._comm.rank * len(self._chunks) // self._comm.size
-        return self._chunks[first:] + self._chunks[:first]
-
     def _requested(self) -> bool:
         """Tells the attendant whether other ranks use what this rank holds."""
         before, self._pushes = self._pushes, self._ledger.here
@@ -271,15 +269,18 @@ class _Verb:
     """
 
     def __init__(self, center: WindowCenter, name: str):
-        self._center, self._doing = center, f"the counters at rank 0, to {name}"
+        self._center, self._name = center, name
 
-    def __enter__(self) -> str:
+    def __str__(self) -> str:
+        return f"the counters at rank 0, to {self._name}"
+
+    def __enter__(self) -> _Verb:
         center = self._center
         if center._freed:
             raise RuntimeError("the center was freed")
         self._begin = time.perf_counter()
-        center._attendant.note(self._doing)
-        return self._doing
+        center._attendant.note(self)
+        return self
 
     def __exit__(self, *error: object) -> None:
         self._center._attendant.note(None)
@@ -292,10 +293,11 @@ class _Turn:
     def __init__(self, center: WindowCenter, chunk: Chunk):
         self._center, self._chunk = center, chunk
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Chunk:
         self._center._attendant.note(self._chunk)
         self._center._turns.take(self._chunk.index)
         self._chunk.open()
+        return self._chunk
 
     def __exit__(self, *error: object) -> None:
         self._chunk.close()
