@@ -110,11 +110,12 @@ class KillAtEpochsEnd(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_epoch_that_is_trained_but_not_ended_is_not_forgotten(tmp_path):
+@pytest.mark.parametrize("algorithm", ["EASGD", "AsynchronousEASGD"])
+def test_an_epoch_that_is_trained_but_not_ended_is_not_forgotten(tmp_path, algorithm):
     """With a checkpoint that is due at every window."""
     arguments = {**ELASTIC, "num_epoch": 4, "checkpoint_minutes": 1e-9, "max_restarts": 1}
     callbacks = [KillAtEpochsEnd(tmp_path / "killed")]
-    used, _ = train("EASGD", checkpoint=tmp_path / "run", callbacks=callbacks, **arguments)
+    used, _ = train(algorithm, checkpoint=tmp_path / "run", callbacks=callbacks, **arguments)
     assert len(used.history.restarts) == 1
     assert used.history.rows_seen() == [1437] * 4
     assert [len(rank.metrics["loss"]) for rank in used.history.ranks] == [4, 4]

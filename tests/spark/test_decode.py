@@ -55,10 +55,11 @@ def trainer(algorithm, **arguments):
 
 
 @pytest.mark.slow
-def test_files_train_as_the_arrays_in_them(dataframe, images):
-    decoded = trainer("EASGD", decode={"image": to_array})
+@pytest.mark.parametrize("algorithm", ["SynchronousSGD", "EASGD"])
+def test_files_train_as_the_arrays_in_them(dataframe, images, algorithm):
+    decoded = trainer(algorithm, decode={"image": to_array})
     received = decoded.train(dataframe).get_weights()
-    wanted = trainer("EASGD").train(dict(zip(("image", "label"), images, strict=True))).get_weights()
+    wanted = trainer(algorithm).train(dict(zip(("image", "label"), images, strict=True))).get_weights()
     for one, other in zip(received, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert set(decoded.history.rows_seen()) == {1437}
