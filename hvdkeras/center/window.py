@@ -77,7 +77,7 @@ class WindowCenter:
                 "ranks on several hosts need MPI_THREAD_MULTIPLE, for a thread that serves the windows. "
                 f"Received: thread level {MPI.Query_thread()}"
             )
-        self._chunks = allocate(self._comm, self._length, self._parts, sharded)
+        self._chunks = allocate(self._comm, self._length, self._parts, sharded, timeout)
         self._turns = Turns(self._comm, [chunk.host for chunk in self._chunks], timeout)
         # Each rank begins at another chunk.
         first = comm.rank * len(self._chunks) // comm.size
