@@ -43,6 +43,7 @@ class Feed(keras.callbacks.Callback):
         self._structures = structures(model)
         self._counts = len(model.inputs), len(model.outputs)
         self.begin(first_epoch)
+        self._reading = self._next
 
     def begin(self, epoch: int) -> int:
         """Has the next reading of the dataset give this epoch, and returns how many batches it has."""
@@ -66,37 +67,38 @@ class Feed(keras.callbacks.Callback):
         options.autotune.enabled = False
         options.threading.private_threadpool_size = 1
         options.threading.max_intra_op_parallelism = 1
+        rows = self._rows
+        offsets = tf.data.Dataset.range(0, rows.steps, rows.block_steps)
+        blocks = offsets.take_while(self._continues).map(self._block).prefetch(1)
+        batches = blocks.flat_map(lambda block, sizes: tf.data.Dataset.from_tensors(block).rebatch(sizes))
         # To repeat without an end and take so many makes the length known, and nothing is repeated, because
         # an epoch is given once. Not knowing it, Keras would cut all epochs to the length of the first.
-        epoch = tf.data.Dataset.from_tensors(0).flat_map(self._epoch)
         # Two batches ahead: cutting one out of its block would otherwise be a part of the step before.
-        return epoch.repeat().take(self._rows.steps).prefetch(2).with_options(options)
+        return batches.repeat().take(rows.steps).prefetch(2).with_options(options)
 
-    def _epoch(self, _: tf.Tensor) -> tf.data.Dataset:
-        rows = self._rows
-        epoch, first_step = tf.numpy_function(self._start, [], [tf.int64] * 2)
-        epoch.set_shape(())
-        first_step.set_shape(())
-        steps = tf.data.Dataset.range(first_step, rows.steps, rows.block_steps)
-        blocks = steps.map(lambda step: self._block(epoch, step)).prefetch(1)
-        return blocks.flat_map(lambda block, sizes: tf.data.Dataset.from_tensors(block).rebatch(sizes))
+    def _continues(self, offset: tf.Tensor) -> tf.Tensor:
+        """Whether the epoch that is read has a batch `offset` batches behind its first."""
 
-    def _start(self) -> tuple[np.int64, np.int64]:
-        (epoch, first_step), self._next = self._next, (0, self._rows.steps)
-        return np.int64(epoch), np.int64(first_step)
+        def continues(offset: np.int64) -> np.bool_:
+            if offset == 0:
+                self._reading, self._next = self._next, (0, self._rows.steps)
+            return np.bool_(self._reading[1] + offset < self._rows.steps)
 
-    def _block(self, epoch: tf.Tensor, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        return tf.ensure_shape(tf.numpy_function(continues, [offset], tf.bool), ())
+
+    def _block(self, offset: tf.Tensor) -> tuple[Any, tf.Tensor]:
         columns = self._rows.columns
         types = [*(tf.as_dtype(column.dtype) for column in columns), tf.int64]
         # TensorFlow takes over the arrays of a numpy_function; those of from_generator it would copy.
-        *tensors, sizes = tf.numpy_function(self._gather, [epoch, step], types)
+        *tensors, sizes = tf.numpy_function(self._gather, [offset], types)
         for tensor, column in zip(tensors, columns, strict=True):
             tensor.set_shape((None, *column.shape))
         sizes.set_shape((None,))
         return self._nested(tensors), sizes
 
-    def _gather(self, epoch: np.int64, step: np.int64) -> list[np.ndarray]:
-        columns, sizes = self._rows.block(int(epoch), int(step))
+    def _gather(self, offset: np.int64) -> list[np.ndarray]:
+        epoch, first_step = self._reading
+        columns, sizes = self._rows.block(epoch, first_step + int(offset))
         return [*columns, sizes]
 
     def _nested(self, tensors: list[tf.Tensor]) -> tuple[Any, ...]:
