@@ -157,7 +157,7 @@ def main() -> None:
             trial = Trial(mlp, mnist(options.data, "train"), mnist(options.data, "test"))
         else:
             learn = cifar(options.data, "train", options.cifar_rows)
-            trial = Trial(convolutional, learn, cifar(options.data, "test", 2_000))
+            trial = Trial(convolutional, learn, cifar(options.data, "test"))
         compare(trial, name, options.workers, options.epochs, options.algorithms)
         if options.windows:
             compare_windows(trial, name, max(options.workers), options.epochs, options.windows)
