@@ -43,7 +43,6 @@ class Feed(keras.callbacks.Callback):
         self._structures = structures(model)
         self._counts = len(model.inputs), len(model.outputs)
         self.begin(first_epoch)
-        self._reading = self._next
 
     def begin(self, epoch: int) -> int:
         """Has the next reading of the dataset give this epoch, and returns how many batches it has."""
@@ -68,37 +67,42 @@ class Feed(keras.callbacks.Callback):
         options.threading.private_threadpool_size = 1
         options.threading.max_intra_op_parallelism = 1
         rows = self._rows
+        # A reading carries its epoch along, so that another that begins beside it does not change it.
         offsets = tf.data.Dataset.range(0, rows.steps, rows.block_steps)
-        blocks = offsets.take_while(self._continues).map(self._block).prefetch(1)
+        places = offsets.scan((np.int64(0), np.int64(0)), self._place)
+        places = places.take_while(lambda epoch, step: step < rows.steps)
+        blocks = places.map(self._block).prefetch(1)
         batches = blocks.flat_map(lambda block, sizes: tf.data.Dataset.from_tensors(block).rebatch(sizes))
         # To repeat without an end and take so many makes the length known, and nothing is repeated, because
         # an epoch is given once. Not knowing it, Keras would cut all epochs to the length of the first.
         # Two batches ahead: cutting one out of its block would otherwise be a part of the step before.
         return batches.repeat().take(rows.steps).prefetch(2).with_options(options)
 
-    def _continues(self, offset: tf.Tensor) -> tf.Tensor:
-        """Whether the epoch that is read has a batch `offset` batches behind its first."""
+    def _place(self, reading: tuple[tf.Tensor, tf.Tensor], offset: tf.Tensor) -> tuple[Any, Any]:
+        """The epoch that is read and its first step, and of the block at `offset` the epoch and the step."""
+        epoch, first_step = tf.numpy_function(self._start, [*reading, offset], [tf.int64] * 2)
+        epoch.set_shape(())
+        first_step.set_shape(())
+        return (epoch, first_step), (epoch, first_step + offset)
 
-        def continues(offset: np.int64) -> np.bool_:
-            if offset == 0:
-                self._reading, self._next = self._next, (0, self._rows.steps)
-            return np.bool_(self._reading[1] + offset < self._rows.steps)
+    def _start(self, epoch: np.int64, first_step: np.int64, offset: np.int64) -> tuple[np.int64, np.int64]:
+        """With its first block a reading takes the epoch that was begun, and goes on with it."""
+        if offset == 0:
+            (epoch, first_step), self._next = self._next, (0, self._rows.steps)
+        return np.int64(epoch), np.int64(first_step)
 
-        return tf.ensure_shape(tf.numpy_function(continues, [offset], tf.bool), ())
-
-    def _block(self, offset: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    def _block(self, epoch: tf.Tensor, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
         columns = self._rows.columns
         types = [*(tf.as_dtype(column.dtype) for column in columns), tf.int64]
         # TensorFlow takes over the arrays of a numpy_function; those of from_generator it would copy.
-        *tensors, sizes = tf.numpy_function(self._gather, [offset], types)
+        *tensors, sizes = tf.numpy_function(self._gather, [epoch, step], types)
         for tensor, column in zip(tensors, columns, strict=True):
             tensor.set_shape((None, *column.shape))
         sizes.set_shape((None,))
         return self._nested(tensors), sizes
 
-    def _gather(self, offset: np.int64) -> list[np.ndarray]:
-        epoch, first_step = self._reading
-        columns, sizes = self._rows.block(epoch, first_step + int(offset))
+    def _gather(self, epoch: np.int64, step: np.int64) -> list[np.ndarray]:
+        columns, sizes = self._rows.block(int(epoch), int(step))
         return [*columns, sizes]
 
     def _nested(self, tensors: list[tf.Tensor]) -> tuple[Any, ...]:

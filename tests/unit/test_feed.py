@@ -57,6 +57,20 @@ def test_an_epoch_is_given_once(tmp_path):
     assert len(list(dataset)) == 3
 
 
+def test_a_reading_keeps_its_epoch_when_another_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 100)
+    rows = Rows(shards_of(tmp_path, 500, "x", "y"), 0, 1, 4, seed=0)
+    feed = Feed(rows, linear())
+    dataset = feed.dataset()
+    first = iter(dataset)
+    begun = [next(first)]
+    feed.begin(1)
+    second = iter(dataset)
+    other = [next(second)]
+    assert_same([*begun, *first], rows.batches(0))
+    assert_same([*other, *second], rows.batches(1))
+
+
 @pytest.mark.parametrize("first_step", [1, 2, 7, 13])
 def test_starts_in_the_middle_of_an_epoch(tmp_path, monkeypatch, first_step):
     monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 100)
