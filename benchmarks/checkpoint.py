@@ -83,9 +83,9 @@ def train(algorithm: str, parameters: int, epochs: int, checkpoint: str | None) 
 
 def measure(algorithm: str, options: argparse.Namespace, folder: str) -> dict[str, list]:
     """What a rank measures, by name: a list for each repetition, or each call."""
-    from hvdkeras.checkpoint import Writer
-    from hvdkeras.standing import Standing
-    from hvdkeras.watch import Watch
+    from hvdkeras.checkpoint.folder import Writer
+    from hvdkeras.checkpoint.rank_state import Standing
+    from hvdkeras.coordination.participant import Watch
 
     times: dict[str, list[float]] = defaultdict(list)
     callbacks = ("on_train_batch_end", "on_epoch_end", "finish")

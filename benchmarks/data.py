@@ -114,8 +114,8 @@ def make_model():
 
 
 def fit_shards(model, shards: Shards, epochs: int = 1) -> None:
+    from hvdkeras.callbacks.feed import Feed
     from hvdkeras.data.rows import Rows
-    from hvdkeras.feed import Feed
 
     feed = Feed(Rows(shards, 0, 1, BATCH, seed=0), model)
     model.fit(feed.dataset(), epochs=epochs, callbacks=[feed], shuffle=False, verbose=0)

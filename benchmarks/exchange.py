@@ -92,7 +92,7 @@ def network_limits(comm, length):
 
 
 def answer(comm, length, repeats):
-    from hvdkeras.center.waiting import wait
+    from hvdkeras.mpi.waiting import wait
 
     vector, source = np.zeros(length, np.float32), comm.size - 1
     wait(lambda: comm.Iprobe(source=source), 600, "the acting rank")
@@ -123,8 +123,8 @@ def act(comm, center, length, repeats, one_host):
 
 def alone(comm, megabytes, repeats, one_host):
     """The last rank acts; the others are there, as they are in a training, but let it have the core."""
-    from hvdkeras.center.waiting import wait
     from hvdkeras.center.window import WindowCenter
+    from hvdkeras.mpi.waiting import wait
 
     rows = []
     for size in megabytes:

@@ -144,7 +144,7 @@ def one_row_a_call(
     """What Horovod's KerasModel does for a partition, and with "predict" what dist-keras does."""
 
     def score(rows: Iterator[Any]) -> Iterator[Any]:
-        from hvdkeras.weights import model_from_bytes
+        from hvdkeras.models.vector import model_from_bytes
 
         model = model_from_bytes(saved)
         options = {"verbose": 0} if method == "predict" else {}
@@ -161,8 +161,8 @@ def one_row_a_call(
 
 
 def measure_single_rows(spark: Any, model: Any, folder: str, rows: int, rounds: int) -> None:
+    from hvdkeras.models.vector import model_to_bytes
     from hvdkeras.predictors import ModelPredictor
-    from hvdkeras.weights import model_to_bytes
 
     saved, predictor = model_to_bytes(model), ModelPredictor(model)
     everything = spark.read.parquet(f"{folder}/arrays")
@@ -196,7 +196,7 @@ def measure_single_rows(spark: Any, model: Any, folder: str, rows: int, rounds: 
 
 def highest_memory(ids: pd.Series) -> pd.Series:
     """Megabytes that this Python worker has held at most, if it has held a model."""
-    from hvdkeras import scoring
+    from hvdkeras.ml import scoring
 
     with open("/proc/self/status") as status:
         highest = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))

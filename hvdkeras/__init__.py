@@ -8,7 +8,7 @@ builds its model, with which TensorFlow takes its devices, before it calls `trai
 import os
 import sys
 
-from hvdkeras.history import History
+from hvdkeras.history.records import History
 from hvdkeras.launch import environment, gpu
 from hvdkeras.launch.failure import TrainingError
 from hvdkeras.trainers import (

@@ -6,8 +6,8 @@ from pyspark.ml.evaluation import Evaluator
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from hvdkeras import expressions as sql
-from hvdkeras.stages import Stage, a_name, param
+from hvdkeras.ml import expressions as sql
+from hvdkeras.ml.stage import Stage, a_name, param
 
 
 class AccuracyEvaluator(Stage, Evaluator):

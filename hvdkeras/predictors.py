@@ -14,13 +14,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
-from hvdkeras import expressions as sql
-from hvdkeras.merging import merged
-from hvdkeras.modelfile import SavedModel, Tensor
-from hvdkeras.scoring import Scoring, content_key, fed_dtype, spark_type
-from hvdkeras.signature import as_list
-from hvdkeras.stages import Stage, StageReader, StageWriter, at_least, names, new_names, one_of, param
-from hvdkeras.weights import model_from_bytes
+from hvdkeras.ml import expressions as sql
+from hvdkeras.ml.scoring import Scoring, content_key, fed_dtype, spark_type
+from hvdkeras.ml.stage import Stage, StageReader, StageWriter, at_least, names, new_names, one_of, param
+from hvdkeras.models.merging import merged
+from hvdkeras.models.saved import SavedModel, Tensor
+from hvdkeras.models.schema import as_list
+from hvdkeras.models.vector import model_from_bytes
 
 FORMS = ("array", "vector", "scalar")
 

@@ -15,9 +15,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
-from hvdkeras import expressions as sql
-from hvdkeras.stages import Stage, a_name, a_number, at_least, param
-from hvdkeras.standard import StandardTransformer, StandardTransformerModel
+from hvdkeras.ml import expressions as sql
+from hvdkeras.ml.scaler import StandardTransformer, StandardTransformerModel
+from hvdkeras.ml.stage import Stage, a_name, a_number, at_least, param
 
 __all__ = [
     "BinaryLabelTransformer",

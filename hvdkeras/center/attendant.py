@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import LOOK
+from hvdkeras.mpi.waiting import LOOK
 
 # Seconds for which the thread stays awake after the last request that it saw: an exchange makes several, one
 # after the other, and each would wait for the thread's next look.

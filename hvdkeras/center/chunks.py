@@ -16,7 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hvdkeras.center.vectors import blocks
-from hvdkeras.center.waiting import broadcast, gathered
+from hvdkeras.mpi.waiting import broadcast, gathered
 
 # A chunk below a megabyte loses more in its lock than it gains beside the others; more than 16 gain nothing.
 CHUNKS = 16

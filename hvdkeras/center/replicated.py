@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hvdkeras.center.vectors import blocks, check_operands, checked, destination, read_only, vector
-from hvdkeras.center.waiting import agree_on_length, duplicate, look, wait
+from hvdkeras.mpi.waiting import agree_on_length, duplicate, look, wait
 
 
 class ReplicatedCenter:

@@ -16,7 +16,7 @@ from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, o
 from hvdkeras.center.ledger import Ledger
 from hvdkeras.center.turns import Turns
 from hvdkeras.center.vectors import BLOCK, blocks, check_operands, checked, destination, read_only, vector
-from hvdkeras.center.waiting import agree_on_length, duplicate, wait
+from hvdkeras.mpi.waiting import agree_on_length, duplicate, wait
 
 # Seconds between two looks of a rank that waits for the others to finish, which may take minutes.
 PATIENCE = 0.05

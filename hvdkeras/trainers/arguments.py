@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvdkeras import signature, weights
 from hvdkeras.data.decoding import Decoder
-from hvdkeras.estimator import TunableEstimator, require_positive, require_positive_or_none
+from hvdkeras.ml.estimator import TunableEstimator, require_positive, require_positive_or_none
+from hvdkeras.models import schema as signature
+from hvdkeras.models import vector as weights
 
 
 class Arguments(TunableEstimator):

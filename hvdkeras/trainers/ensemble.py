@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvdkeras import worker
-from hvdkeras.merging import merged
+from hvdkeras.models.merging import merged
+from hvdkeras.rank import worker
 from hvdkeras.trainers.trainer import Trainer, require_positive
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hvdkeras.models.vector import has_schedule
 from hvdkeras.trainers.trainer import Trainer, require_positive
-from hvdkeras.weights import has_schedule
 
 
 def shares(batch_sizes: np.ndarray) -> np.ndarray:
@@ -103,8 +103,8 @@ class SynchronousSGD(Trainer):
     def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
         import tensorflow as tf
 
-        from hvdkeras import gradients
-        from hvdkeras.center.waiting import gathered
+        from hvdkeras.mpi.waiting import gathered
+        from hvdkeras.rank import gradients
 
         # XLA can't call out to MPI.
         model.jit_compile = False

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras import progress, signature, timeline, weights, worker
-from hvdkeras.checkpoint import Checkpoints
+from hvdkeras.checkpoint.folder import Checkpoints
 from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import split
 from hvdkeras.data.shards import Shards
-from hvdkeras.estimator import require_positive
-from hvdkeras.history import History
+from hvdkeras.history import progress, timeline
+from hvdkeras.history.questions import Recorded
+from hvdkeras.history.records import History
 from hvdkeras.launch import environment, local, spark
 from hvdkeras.launch.failure import TrainingError
-from hvdkeras.recorded import Recorded
+from hvdkeras.ml.estimator import require_positive
+from hvdkeras.models import schema as signature
+from hvdkeras.models import vector as weights
+from hvdkeras.rank import worker
 from hvdkeras.trainers.arguments import Arguments
 
 __all__ = ["Trainer", "require_positive"]

@@ -24,8 +24,8 @@ def two_outputs():
 def train(arguments: dict) -> dict:
     """What a rank of the job runs; rank 0 looks at what came out."""
     import hvdkeras
-    from hvdkeras.merging import merged
-    from hvdkeras.weights import model_from_bytes, model_to_bytes
+    from hvdkeras.models.merging import merged
+    from hvdkeras.models.vector import model_from_bytes, model_to_bytes
 
     columns = data()
     columns["sum"] = columns["features"].sum(axis=1, keepdims=True)

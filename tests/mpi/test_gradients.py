@@ -107,7 +107,7 @@ def sum_through_horovod(compression: str | None) -> np.ndarray:
     import tensorflow as tf
     from mpi4py import MPI
 
-    from hvdkeras.gradients import over_horovod
+    from hvdkeras.rank.gradients import over_horovod
 
     total = tf.function(over_horovod(MPI.COMM_WORLD, compression))
     return total(tf.constant([1.0, 2.0, 3.0]) * (1.0 + MPI.COMM_WORLD.rank)).numpy()

@@ -225,9 +225,9 @@ def test_each_member_of_an_ensemble_is_looked_at(on_ranks):
 
 def after_the_last_round() -> tuple[bool, bool, bool]:
     """Two ranks that have come to a look, and to their end, before rank 0 could open the look."""
-    from hvdkeras.chair import Chair
-    from hvdkeras.evaluation import CenterModel
-    from hvdkeras.rounds import Findings, Report
+    from hvdkeras.coordination.coordinator import Chair
+    from hvdkeras.coordination.evaluation import CenterModel
+    from hvdkeras.coordination.messages import Findings, Report
 
     used = digits.trainer("AsynchronousEASGD", 2)
     center = CenterModel(used.compiled_model(), None)

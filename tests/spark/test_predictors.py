@@ -11,7 +11,7 @@ from pyspark.ml import Pipeline
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
 
-from hvdkeras import scoring
+from hvdkeras.ml import scoring
 from hvdkeras.predictors import ModelPredictor
 from hvdkeras.transformers import (
     BinaryLabelTransformer,

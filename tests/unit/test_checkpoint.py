@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hvdkeras.checkpoint import Checkpoints
-from hvdkeras.standing import decode, encode
+from hvdkeras.checkpoint.folder import Checkpoints
+from hvdkeras.checkpoint.rank_state import decode, encode
 
 
 def write(checkpoints: Checkpoints, number: int, complete: bool) -> None:

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
+from hvdkeras.callbacks.feed import Feed
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
-from hvdkeras.feed import Feed
 
 
 def shards_of(folder, rows, *columns):

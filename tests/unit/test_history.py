@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvdkeras import SingleTrainer
-from hvdkeras.history import History, Look, RankHistory
+from hvdkeras.history.records import History, Look, RankHistory
 
 SECONDS = {"computation": [3.0, 3.0], "communication": [1.0, 1.0], "waiting": [0.5, 0.5]}
 LOOKS = [

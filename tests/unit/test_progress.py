@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from hvdkeras import progress
-from hvdkeras.history import Look
-from hvdkeras.progress import Advance, Progress
+from hvdkeras.history import progress
+from hvdkeras.history.progress import Advance, Progress
+from hvdkeras.history.records import Look
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from hvdkeras.data.columns import Column
-from hvdkeras.signature import class_weights, columns, input_columns, output_columns
+from hvdkeras.models.schema import class_weights, columns, input_columns, output_columns
 
 
 def classifier(classes: int = 10) -> keras.Model:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from hvdkeras.weights import (
+from hvdkeras.models.vector import (
     FlatWeights,
     assign,
     averaged_variables,

@@ -11,15 +11,15 @@ import keras
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import broadcast
-from hvdkeras.chair import Chair
-from hvdkeras.checkpoint import Checkpoints, Writer
-from hvdkeras.evaluation import CenterModel
-from hvdkeras.history import Look
-from hvdkeras.rounds import Opening, Rounds
-from hvdkeras.standing import Position
-from hvdkeras.watch import Agreement, Pace, Watch
-from hvdkeras.weights import FlatWeights
+from hvdkeras.checkpoint.folder import Checkpoints, Writer
+from hvdkeras.checkpoint.rank_state import Position
+from hvdkeras.coordination.coordinator import Chair
+from hvdkeras.coordination.evaluation import CenterModel
+from hvdkeras.coordination.messages import Opening, Rounds
+from hvdkeras.coordination.participant import Agreement, Pace, Watch
+from hvdkeras.history.records import Look
+from hvdkeras.models.vector import FlatWeights
+from hvdkeras.mpi.waiting import broadcast
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hvdkeras.history import RankHistory
+    from hvdkeras.history.records import RankHistory
 
 MICROSECONDS = 1e6
 

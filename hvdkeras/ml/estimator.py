@@ -9,7 +9,7 @@ import numpy as np
 from pyspark.ml import Estimator
 from pyspark.ml.param import Param
 
-from hvdkeras import signature
+from hvdkeras.models import schema as signature
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

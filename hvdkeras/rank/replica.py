@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from hvdkeras import signature
+from hvdkeras.callbacks.exchange import Distance, Events, Exchange, Record, Tell
+from hvdkeras.callbacks.feed import Feed
 from hvdkeras.center import ReplicatedCenter, WindowCenter, mean
-from hvdkeras.center.waiting import broadcast
-from hvdkeras.checkpoint import Checkpoints
+from hvdkeras.checkpoint.folder import Checkpoints
+from hvdkeras.checkpoint.rank_state import Position, Standing
+from hvdkeras.coordination.evaluation import CenterModel
+from hvdkeras.coordination.participant import Pace
+from hvdkeras.coordination.supervision import Supervision
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows, split
-from hvdkeras.evaluation import CenterModel
-from hvdkeras.exchange import Distance, Events, Exchange, Record, Tell
-from hvdkeras.feed import Feed
-from hvdkeras.history import Look, RankHistory
-from hvdkeras.standing import Position, Standing
-from hvdkeras.supervision import Supervision
-from hvdkeras.watch import Pace
-from hvdkeras.weights import FlatWeights, averaged_variables
+from hvdkeras.history.records import Look, RankHistory
+from hvdkeras.models import schema as signature
+from hvdkeras.models.vector import FlatWeights, averaged_variables
+from hvdkeras.mpi.waiting import broadcast
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from hvdkeras.worker import Job
+    from hvdkeras.rank.worker import Job
 
 logger = logging.getLogger("hvdkeras")
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import duplicate, wait
+from hvdkeras.mpi.waiting import duplicate, wait
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Decision:
 
 
 class Chair(Protocol):
-    """What rank 0 does in the name of all; see `hvdkeras.chair`."""
+    """What rank 0 does in the name of all; see `hvdkeras.coordination.coordinator`."""
 
     def take(self, rank: int, message: Report | Findings) -> None: ...
 

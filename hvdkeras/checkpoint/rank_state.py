@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdkeras.checkpoint import Checkpoints, rank_file
+from hvdkeras.checkpoint.folder import Checkpoints, rank_file
 from hvdkeras.data.rows import Rows
-from hvdkeras.history import MEASURED, RankHistory
+from hvdkeras.history.records import MEASURED, RankHistory
 
 
 class Position(keras.callbacks.Callback):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
-from hvdkeras.signature import structures
+from hvdkeras.models.schema import structures
 
 
 class Feed(keras.callbacks.Callback):

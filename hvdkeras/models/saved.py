@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from hvdkeras.weights import model_to_bytes
+from hvdkeras.models.vector import model_to_bytes
 
 
 @dataclass(frozen=True)

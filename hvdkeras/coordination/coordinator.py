@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdkeras.checkpoint import Writer
-from hvdkeras.evaluation import CenterModel
-from hvdkeras.history import Look
+from hvdkeras.checkpoint.folder import Writer
+from hvdkeras.coordination.evaluation import CenterModel
+from hvdkeras.coordination.messages import Decision, Findings, Opening, Report
+from hvdkeras.history.records import Look
 from hvdkeras.launch.rank import send
-from hvdkeras.rounds import Decision, Findings, Opening, Report
-from hvdkeras.weights import has_schedule
+from hvdkeras.models.vector import has_schedule
 
 logger = logging.getLogger("hvdkeras")
 

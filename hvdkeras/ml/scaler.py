@@ -12,8 +12,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
-from hvdkeras import expressions as sql
-from hvdkeras.stages import Stage, new_names, param
+from hvdkeras.ml import expressions as sql
+from hvdkeras.ml.stage import Stage, new_names, param
 
 
 class StandardTransformer(Stage, Estimator):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import wait
+from hvdkeras.mpi.waiting import wait
 
 Total = Callable[[tf.Tensor], tf.Tensor]
 """The sum over the ranks of a flat float32 tensor."""

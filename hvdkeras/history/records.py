@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdkeras import timeline
+from hvdkeras.history import timeline
 
 if TYPE_CHECKING:
     import pandas
@@ -210,7 +210,7 @@ class History:
         Args:
             path: file to write the picture to; its ending chooses the format. Default: none is written.
         """
-        from hvdkeras import pictures
+        from hvdkeras.history import plot as pictures
 
         figure = pictures.draw(self)
         if path is not None:

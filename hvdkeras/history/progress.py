@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from hvdkeras.history import Look
+from hvdkeras.history.records import Look
 from hvdkeras.launch import environment
 
 logger = logging.getLogger("hvdkeras")

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdkeras import weights
-from hvdkeras.feed import Feed
+from hvdkeras.callbacks.feed import Feed
+from hvdkeras.models import vector as weights
 
 
 class CenterModel:

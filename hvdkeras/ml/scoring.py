@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from hvdkeras.modelfile import Tensor
-from hvdkeras.weights import model_from_bytes
+from hvdkeras.models.saved import Tensor
+from hvdkeras.models.vector import model_from_bytes
 
 # Models that a Python worker keeps. A worker of a long session scores with many, one after another.
 MODELS_KEPT = 4

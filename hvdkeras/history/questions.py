@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from hvdkeras.history import History, RankHistory
+from hvdkeras.history.records import History, RankHistory
 from hvdkeras.launch import local
 
 logger = logging.getLogger("hvdkeras")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hvdkeras.signature import output_names, structures
+from hvdkeras.models.schema import output_names, structures
 
 
 def merged(members: Sequence[Any], disagreement: bool = False) -> Any:

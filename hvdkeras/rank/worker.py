@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvdkeras.data.shards import Shards
-from hvdkeras.history import Look, RankHistory
+from hvdkeras.history.records import Look, RankHistory
 from hvdkeras.launch import environment, gpu
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(train: Callable[..., Result], trainer: Any, job: Job) -> Result:
 
 def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:
     """Trains one model together with the other ranks, by the trainer's rule."""
-    from hvdkeras.replica import Replica
+    from hvdkeras.rank.replica import Replica
 
     history = RankHistory(comm.rank, socket.gethostname(), device)
     replica = Replica(trainer, job, comm, history, threads)
@@ -97,8 +97,8 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
     """Trains this rank's models of an ensemble, one after the other, each from initial weights of its own."""
     from mpi4py import MPI
 
-    from hvdkeras.center.waiting import wait
-    from hvdkeras.replica import Replica
+    from hvdkeras.mpi.waiting import wait
+    from hvdkeras.rank.replica import Replica
 
     histories, vectors, looks, count = [], [], [], trainer.num_models
     for member in range(comm.rank, count, comm.size):
@@ -120,7 +120,7 @@ def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
 
 def _gather(comm: MPI.Comm, vectors: list[np.ndarray], count: int, timeout: float) -> np.ndarray | None:
     """All members' vectors at rank 0, shape `(count, n)`, in the members' order; None elsewhere."""
-    from hvdkeras.center.waiting import wait
+    from hvdkeras.mpi.waiting import wait
 
     gathered = []
     for turn in range(0, count, comm.size):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdkeras.history import MEASURED, SECONDS, History, Look, RankHistory
+from hvdkeras.history.records import MEASURED, SECONDS, History, Look, RankHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.waiting import wait
-from hvdkeras.rounds import Decision, Report, Rounds
-from hvdkeras.standing import Position
-from hvdkeras.weights import FlatWeights
+from hvdkeras.checkpoint.rank_state import Position
+from hvdkeras.coordination.messages import Decision, Report, Rounds
+from hvdkeras.models.vector import FlatWeights
+from hvdkeras.mpi.waiting import wait
 
 
 class Pace(keras.callbacks.Callback):

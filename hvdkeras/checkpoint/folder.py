@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyarrow import fs
 
-from hvdkeras import history
 from hvdkeras.data.store import normalized, open_filesystem
-from hvdkeras.weights import model_to_bytes
+from hvdkeras.history import records as history
+from hvdkeras.models.vector import model_to_bytes
 
 if TYPE_CHECKING:
-    from hvdkeras.evaluation import CenterModel
+    from hvdkeras.coordination.evaluation import CenterModel
 
 _MANIFEST = "training.json"
 _VERSION = 1

@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdkeras.history import RankHistory
+from hvdkeras.checkpoint.rank_state import Position
+from hvdkeras.history.progress import Advance
+from hvdkeras.history.records import RankHistory
 from hvdkeras.launch import rank
-from hvdkeras.progress import Advance
-from hvdkeras.standing import Position
-from hvdkeras.weights import FlatWeights
+from hvdkeras.models.vector import FlatWeights
 
 logger = logging.getLogger("hvdkeras")
 

@@ -1,0 +1,1 @@
+"""One training seen from the driver: checks, shards, launch, restarts, result."""

@@ -1,0 +1,1 @@
+"""What the `pyspark.ml` stages share."""

@@ -1,0 +1,1 @@
+"""Bounded waits, small collectives, and a mailbox between ranks."""
