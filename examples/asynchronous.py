@@ -34,7 +34,7 @@ accuracy = model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy
 print(f"accuracy of the center on {len(y_test)} held-out rows: {accuracy:.4f}")
 for rank in trainer.history.ranks:
     print(
-        f"rank {rank.rank}: {sum(rank.rows)} rows, {rank.exchange['exchanges']} exchanges, "
-        f"staleness {rank.exchange['staleness_mean']:.2f} on average, "
-        f"{rank.exchange['staleness_max']} at most"
+        f"rank {rank.rank}: {sum(rank.rows)} rows, {rank.telemetry['exchanges']} exchanges, "
+        f"staleness {rank.telemetry['staleness_mean']:.2f} on average, "
+        f"{rank.telemetry['staleness_max']} at most"
     )

@@ -45,10 +45,10 @@ for style, group in algorithms.items():
         trainer = getattr(hvdkeras, name)(model, **common, **arguments)
         trained = trainer.train({"features": x_train, "label": y_train}, validation_data=held_out)
         accuracy = trained.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
-        looks = trainer.history.center_to_pandas().groupby("epoch").mean()
-        seconds = looks.seconds - looks.seconds.iloc[0]  # TensorFlow prepares in the first epoch.
-        by_epoch.plot(looks.val_accuracy, style, label=name)
-        by_time.plot(seconds, looks.val_accuracy, style)
+        center = trainer.history.center_to_pandas().groupby("epoch").mean()
+        seconds = center.seconds - center.seconds.iloc[0]  # TensorFlow prepares in the first epoch.
+        by_epoch.plot(center.val_accuracy, style, label=name)
+        by_time.plot(seconds, center.val_accuracy, style)
         if job is None or job.rank == 0:
             print(f"{name:18} held-out accuracy {accuracy:.4f}   {seconds.iloc[-1]:5.2f} s", flush=True)
 by_epoch.set(xlabel="epoch", xticks=range(0, 21, 5), ylim=(0.8, 1))

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from hvdkeras import Trainer
+from hvdkeras import Mode, Trainer
 
 
 def trimmed(local, center, alpha, threshold):
@@ -18,7 +18,7 @@ def trimmed(local, center, alpha, threshold):
 
 
 class TrimmedEASGD(Trainer):
-    synchronous = False
+    mode = Mode.ASYNCHRONOUS
     communication_window = 8
 
     def exchange(self, local, center, state, steps):

@@ -39,6 +39,8 @@ merged = trainer.train(dataframe)
 spark.stop()
 
 for member in trainer.history.ranks:
-    print(f"model {member.model}, rank {member.rank}: training accuracy {member.metrics['accuracy'][-1]:.4f}")
+    print(
+        f"member {member.member}, rank {member.rank}: training accuracy {member.metrics['accuracy'][-1]:.4f}"
+    )
 accuracy = merged.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
 print(f"the merged model's accuracy on {len(y_test)} held-out rows: {accuracy:.4f}")

@@ -7,8 +7,11 @@ builds its model, with which TensorFlow takes its devices, before it calls `trai
 
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
-from hvdkeras.history.records import History
+from hvdkeras.algorithm import Mode
+from hvdkeras.history import History
 from hvdkeras.launch import environment, gpu
 from hvdkeras.launch.failure import TrainingError
 from hvdkeras.trainers import (
@@ -44,12 +47,40 @@ __all__ = [
     "DynSGD",
     "EnsembleTrainer",
     "History",
+    "Mode",
     "SingleTrainer",
     "SynchronousEAMSGD",
     "SynchronousSGD",
     "Trainer",
     "TrainingError",
 ]
+
+# Loaded when they are asked for: importing the package stays light.
+_LATER = {
+    "AccuracyEvaluator": "hvdkeras.evaluators",
+    "BinaryLabelTransformer": "hvdkeras.transformers",
+    "DenseTransformer": "hvdkeras.transformers",
+    "LabelIndexTransformer": "hvdkeras.transformers",
+    "LocalCenter": "hvdkeras.center.local",
+    "MinMaxTransformer": "hvdkeras.transformers",
+    "ModelPredictor": "hvdkeras.predictors",
+    "OneHotTransformer": "hvdkeras.transformers",
+    "ReshapeTransformer": "hvdkeras.transformers",
+    "StandardTransformer": "hvdkeras.transformers",
+    "StandardTransformerModel": "hvdkeras.transformers",
+}
+__all__ += _LATER
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # Horovod starts ranks with the driver's Python, so Spark's workers must run it, too.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

@@ -1,1 +1,1 @@
-"""The Keras callbacks of a rank, one a file."""
+"""The Keras callbacks of a rank, one a file; `Position` runs first, because the others read it."""

@@ -22,7 +22,7 @@ class Feed(keras.callbacks.Callback):
         rows: the rank's rows; their columns are the model's inputs, its outputs and sample weights: none,
             one for all outputs, or one for each.
         model: the Keras model, whose nesting of inputs and outputs the batches get.
-        first_epoch: the epoch in which the training starts, or goes on.
+        first_epoch: the epoch in which the training starts or resumes.
         first_step: the batch of that epoch with which it does. Keras numbers an epoch's batches from 0
             nevertheless.
 
@@ -45,7 +45,7 @@ class Feed(keras.callbacks.Callback):
         self.begin(first_epoch)
 
     def begin(self, epoch: int) -> int:
-        """Has the next reading of the dataset give this epoch, and returns how many batches it has."""
+        """Sets the epoch that the next iteration over the dataset yields; returns its number of batches."""
         first_step = self._first_step if epoch == self._first_epoch else 0
         self._next = epoch, first_step
         return self._rows.steps - first_step
@@ -57,9 +57,9 @@ class Feed(keras.callbacks.Callback):
     def dataset(self) -> tf.data.Dataset:
         """Returns batches, `(inputs, outputs)` or `(inputs, outputs, weights)`.
 
-        A reading gives the epoch that was begun before it. The length is always that of a whole epoch; when
-        one that began in its middle ends, Keras goes on to the next, with a Python warning, "Your input ran
-        out of data".
+        An iteration yields the epoch that `begin` has set. The dataset's length is that of a whole epoch.
+        After an epoch that began in its middle Keras warns "Your input ran out of data" and continues with
+        the next one.
         """
         # All comes from one Python function: more threads and their tuning only take time from training.
         options = tf.data.Options()
@@ -67,26 +67,26 @@ class Feed(keras.callbacks.Callback):
         options.threading.private_threadpool_size = 1
         options.threading.max_intra_op_parallelism = 1
         rows = self._rows
-        # A reading carries its epoch along, so that another that begins beside it does not change it.
+        # Each iteration keeps its own epoch, so that a second one that begins meanwhile does not change it.
         offsets = tf.data.Dataset.range(0, rows.steps, rows.block_steps)
         places = offsets.scan((np.int64(0), np.int64(0)), self._place)
         places = places.take_while(lambda epoch, step: step < rows.steps)
         blocks = places.map(self._block).prefetch(1)
         batches = blocks.flat_map(lambda block, sizes: tf.data.Dataset.from_tensors(block).rebatch(sizes))
-        # To repeat without an end and take so many makes the length known, and nothing is repeated, because
-        # an epoch is given once. Not knowing it, Keras would cut all epochs to the length of the first.
-        # Two batches ahead: cutting one out of its block would otherwise be a part of the step before.
+        # `repeat` and `take` make the length known to Keras, which would otherwise cut all epochs to the
+        # length of the first. Nothing is repeated: an iteration yields its epoch once. Two batches are
+        # prefetched, or the step before would wait while a batch is cut out of its block.
         return batches.repeat().take(rows.steps).prefetch(2).with_options(options)
 
-    def _place(self, reading: tuple[tf.Tensor, tf.Tensor], offset: tf.Tensor) -> tuple[Any, Any]:
-        """The epoch that is read and its first step, and of the block at `offset` the epoch and the step."""
-        epoch, first_step = tf.numpy_function(self._start, [*reading, offset], [tf.int64] * 2)
+    def _place(self, iteration: tuple[tf.Tensor, tf.Tensor], offset: tf.Tensor) -> tuple[Any, Any]:
+        """Returns the iteration's epoch and first step, then the epoch and step of the block at `offset`."""
+        epoch, first_step = tf.numpy_function(self._start, [*iteration, offset], [tf.int64] * 2)
         epoch.set_shape(())
         first_step.set_shape(())
         return (epoch, first_step), (epoch, first_step + offset)
 
     def _start(self, epoch: np.int64, first_step: np.int64, offset: np.int64) -> tuple[np.int64, np.int64]:
-        """With its first block a reading takes the epoch that was begun, and goes on with it."""
+        """Takes the epoch that `begin` has set, at an iteration's first block; keeps it for the others."""
         if offset == 0:
             (epoch, first_step), self._next = self._next, (0, self._rows.steps)
         return np.int64(epoch), np.int64(first_step)

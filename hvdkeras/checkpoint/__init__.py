@@ -1,1 +1,1 @@
-"""What a checkpoint is: its folder, who writes it, and the state of one rank in it."""
+"""What a checkpoint is: its folder, the writer of its center, and the state of a rank in it."""

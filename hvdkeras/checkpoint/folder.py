@@ -1,34 +1,57 @@
-"""Checkpoints: numbered folders of open formats that are complete or don't count.
+"""Checkpoints: numbered folders of open formats. One counts if it is complete and intact.
 
 00000007/model.keras       the center as a Keras model
-         center.npz        the center and what lies beside it, as the rule sees them
-         rank-00000.npz    a rank's variables (model, optimizer, running metrics) and its rule's arrays
-         rank-00000.json   where the rank stands: epoch, step, history, the rule's state
-         training.json     written last, in one step: without it the folder does not count
+         center.npz        the center and its slots, and the averaged variables
+         rank-00000.npz    a rank's variables (model, optimizer, running metrics) and its rule's state
+         rank-00000.json   the rest of a rank's state: epoch, step, history
+         training.json     the manifest, written last and in one step: it lists the other files with sizes and
+                           checksums, and without it the folder does not count
 """
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from pyarrow import fs
 
-from hvdkeras.data.store import normalized, open_filesystem
-from hvdkeras.history import records as history
-from hvdkeras.models.vector import model_to_bytes
+from hvdkeras.data.store import local_path, normalized, open_filesystem
+from hvdkeras.history import standard_json
 
-if TYPE_CHECKING:
-    from hvdkeras.coordination.evaluation import CenterModel
-
-_MANIFEST = "training.json"
-_VERSION = 1
+MANIFEST = "training.json"
+VERSION = 1
+_READ_BYTES = 8 << 20
 
 
-class Checkpoints:
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of a checkpoint, as its writer knows it: name, size in bytes, CRC-32."""
+
+    name: str
+    size: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint that a training resumes from.
+
+    Attributes:
+        number: of the checkpoint; 0 for none.
+        skipped: newer checkpoints that are damaged, a line each.
+    """
+
+    number: int
+    skipped: tuple[str, ...] = ()
+
+
+class CheckpointFolder:
     """A folder of checkpoints.
 
     Args:
@@ -39,64 +62,59 @@ class Checkpoints:
         self.url = normalized(url)
         self._system, self._path = open_filesystem(self.url)
 
-    def check(self, algorithm: str, resume: bool) -> None:
-        """Makes the folder, and looks whether a training may use it.
-
-        Args:
-            algorithm: of the training.
-            resume: whether it is to go on from what is there.
+    def make(self) -> None:
+        """Makes the folder.
 
         Raises:
-            ValueError: the folder can't be written, holds checkpoints that are not to be resumed, or those of
-                another algorithm.
+            ValueError: it can't be written.
         """
         try:
             self._system.create_dir(self._path, recursive=True)
-            found = self._system.get_file_info(fs.FileSelector(self._path, recursive=True))
+            self._system.get_file_info(fs.FileSelector(self._path))
         except OSError as error:
             raise ValueError(
                 f"checkpoint must be a folder or URL that can be written. Received: {self.url!r} ({error})"
             ) from error
-        path = next((entry.path for entry in found if entry.base_name == _MANIFEST), None)
-        if path is None:
-            return
-        its_algorithm = self._read_json(path)["algorithm"]
-        if not resume:
-            raise ValueError(
-                "checkpoint must be a folder without checkpoints, unless resume=True. "
-                f"Received: {self.url!r}, which holds one of {its_algorithm}"
-            )
-        if its_algorithm != algorithm:
-            raise ValueError(
-                f"checkpoint must be one of the same algorithm to resume from, {algorithm}. "
-                f"Received: {self.url!r}, of {its_algorithm}"
-            )
+
+    def subfolder(self, name: str) -> CheckpointFolder:
+        return CheckpointFolder(f"{self.url}/{name}")
 
     def numbers(self) -> list[int]:
-        """All checkpoints, incomplete ones too, ascending."""
+        """Returns the numbers of all checkpoints, incomplete ones too, ascending."""
         entries = self._system.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
         return sorted(int(entry.base_name) for entry in entries if entry.base_name.isdigit())
 
-    def latest(self) -> int | None:
-        """The newest complete checkpoint; None if there is none."""
-        return next((number for number in reversed(self.numbers()) if self.is_complete(number)), None)
+    def newest_intact(self) -> ResumePoint:
+        """Returns the newest checkpoint whose files are all there and have the manifest's checksums.
+
+        Raises:
+            ValueError: a later version of this library wrote a complete one.
+        """
+        skipped = []
+        for number in reversed(self.numbers()):
+            if not self.is_complete(number):
+                continue
+            damage = self._damage(number)
+            if damage is None:
+                return ResumePoint(number, tuple(skipped))
+            skipped.append(f"checkpoint {number} in {self.url} is damaged: {damage}")
+        return ResumePoint(0, tuple(skipped))
 
     def is_complete(self, number: int) -> bool:
-        return self._exists(number, _MANIFEST)
+        return self._exists(number, MANIFEST)
 
     def create(self, number: int) -> None:
         self._system.create_dir(f"{self._path}/{number:08d}", recursive=True)
 
     def delete(self, number: int) -> None:
-        # What makes it count goes first.
+        # First what makes the checkpoint count.
         if self.is_complete(number):
-            self._system.delete_file(self._file(number, _MANIFEST))
+            self._system.delete_file(self._file(number, MANIFEST))
         self._system.delete_dir(f"{self._path}/{number:08d}")
 
-    def write_arrays(self, number: int, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, number: int, name: str, arrays: Mapping[str, np.ndarray]) -> WrittenFile:
         """Writes a `.npz` file."""
-        with self._system.open_output_stream(self._file(number, name)) as file:
-            np.savez(file, **arrays)
+        return self._write(number, name, lambda file: np.savez(file, **arrays))
 
     def read_arrays(self, number: int, name: str) -> dict[str, np.ndarray]:
         with (
@@ -105,42 +123,104 @@ class Checkpoints:
         ):
             return dict(arrays)
 
-    def write(self, number: int, name: str, content: bytes) -> None:
-        with self._system.open_output_stream(self._file(number, name)) as file:
-            file.write(content)
+    def write_bytes(self, number: int, name: str, content: bytes) -> WrittenFile:
+        return self._write(number, name, lambda file: file.write(content))
 
-    def write_json(self, number: int, name: str, content: Mapping[str, Any]) -> None:
-        self.write(number, name, json.dumps(history.finite(content), allow_nan=False).encode())
+    def write_json(self, number: int, name: str, content: Mapping[str, Any]) -> WrittenFile:
+        return self.write_bytes(number, name, standard_json.dumps(content).encode())
 
     def read_json(self, number: int, name: str) -> dict[str, Any]:
-        return self._read_json(self._file(number, name))
+        with self._system.open_input_stream(self._file(number, name)) as file:
+            return standard_json.loads(file.read())
 
-    def _read_json(self, path: str) -> dict[str, Any]:
-        with self._system.open_input_stream(path) as file:
-            return history.numbers(json.loads(file.read()))
+    def complete(self, number: int, files: Sequence[WrittenFile], manifest: Mapping[str, Any]) -> None:
+        """Makes a checkpoint count.
 
-    def complete(self, number: int, manifest: Mapping[str, Any]) -> None:
-        """Makes a checkpoint count."""
-        temporary = f"{_MANIFEST}.incomplete"
-        self.write_json(number, temporary, {"version": _VERSION, **manifest})
-        self._system.move(self._file(number, temporary), self._file(number, _MANIFEST))
+        Args:
+            number: of the checkpoint.
+            files: all its files.
+            manifest: what else the training needs to resume.
+        """
+        listed = {file.name: [file.size, file.checksum] for file in files}
+        content = {"files": listed, **manifest}
+        temporary = f"{MANIFEST}.incomplete"
+        sealed = {"version": VERSION, "checksum": _checksum(content), "training": content}
+        self.write_json(number, temporary, sealed)
+        self._system.move(self._file(number, temporary), self._file(number, MANIFEST))
+        self._sync(os.path.dirname(self._file(number, MANIFEST)))
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Reads a complete checkpoint's manifest.
 
         Raises:
-            ValueError: a later version of this library wrote it.
+            ValueError: it is damaged, or a later version of this library wrote it.
         """
-        manifest = self.read_json(number, _MANIFEST)
-        if manifest["version"] > _VERSION:
-            raise ValueError(
-                f"checkpoint must have a version up to {_VERSION}. Received: {manifest['version']} "
+        sealed = self.read_json(number, MANIFEST)
+        if not isinstance(sealed, dict) or not isinstance(sealed.get("version"), int):
+            raise ValueError(f"{self._file(number, MANIFEST)} must be the manifest of a checkpoint")
+        if sealed["version"] > VERSION:
+            raise LaterVersionError(
+                f"checkpoint must have a version up to {VERSION}. Received: {sealed['version']} "
                 f"in {self.url}/{number:08d}, which a later version of hvdkeras wrote"
             )
-        return manifest
+        if _checksum(sealed.get("training")) != sealed.get("checksum"):
+            raise ValueError(f"{self._file(number, MANIFEST)} is not as it was written")
+        return sealed["training"]
 
     def missing(self, number: int, names: Sequence[str]) -> list[str]:
         return [name for name in names if not self._exists(number, name)]
+
+    def _damage(self, number: int) -> str | None:
+        """Describes the first file that is not as it was written; None for an intact checkpoint."""
+        try:
+            files = self.manifest(number)["files"]
+        except LaterVersionError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{MANIFEST} can't be read ({type(error).__name__}: {error})"
+        for name, (size, checksum) in files.items():
+            if not self._exists(number, name):
+                return f"{name} is missing"
+            found_size, found_checksum = self._checked(number, name)
+            if found_size != size:
+                return f"{name} has {found_size} bytes instead of {size}"
+            if found_checksum != checksum:
+                return f"{name} has another checksum than was written"
+        return None
+
+    def _checked(self, number: int, name: str) -> tuple[int, int]:
+        """Returns the size and checksum of a file as it is now."""
+        size = checksum = 0
+        with self._system.open_input_stream(self._file(number, name)) as file:
+            while block := file.read(_READ_BYTES):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+        return size, checksum
+
+    def _write(self, number: int, name: str, write: Callable[[BinaryIO], Any]) -> WrittenFile:
+        path = self._file(number, name)
+        with self._output(path) as stream:
+            file = _ChecksummedStream(stream)
+            write(file)
+        self._sync(path)
+        return WrittenFile(name, file.size, file.checksum)
+
+    @contextmanager
+    def _output(self, path: str) -> Iterator[BinaryIO]:
+        try:
+            with self._system.open_output_stream(path) as stream:
+                yield stream
+        except OSError as error:
+            raise OSError(f"the checkpoint file {path} can't be written: {error}") from error
+
+    def _sync(self, path: str) -> None:
+        """Has the operating system put a local file or folder on the disk; a store does so by itself."""
+        if local_path(self.url) is None:
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _exists(self, number: int, name: str) -> bool:
         return self._system.get_file_info(self._file(number, name)).type == fs.FileType.File
@@ -149,69 +229,32 @@ class Checkpoints:
         return f"{self._path}/{number:08d}/{name}"
 
 
+class LaterVersionError(ValueError):
+    """A later version of this library wrote the checkpoint."""
+
+
+class _ChecksummedStream(io.RawIOBase):
+    """Counts and sums up what is written to a stream."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self.size = self.checksum = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._stream.write(data)
+        length = memoryview(data).nbytes
+        self.size, self.checksum = self.size + length, zlib.crc32(data, self.checksum)
+        return length
+
+
+def _checksum(content: Any) -> int:
+    return zlib.crc32(standard_json.dumps(content).encode())
+
+
 def rank_file(rank: int) -> str:
-    """The name of a rank's files, without their ending."""
+    """Returns the name of a rank's files, without their ending."""
     return f"rank-{rank:05d}"
-
-
-class Writer:
-    """Writes rank 0's part of checkpoints: the center, and the manifest when all ranks have written theirs.
-
-    Args:
-        checkpoints: where to.
-        kept: how many complete checkpoints stay.
-        size: number of ranks.
-        center: the center as a model.
-        contents: returns the center as the rule sees it, shape `(1 + slots, n)`.
-        facts: what a training must share with the one that it resumes, such as the number of rows.
-    """
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        kept: int,
-        size: int,
-        center: CenterModel,
-        contents: Callable[[], np.ndarray],
-        facts: Mapping[str, Any],
-    ) -> None:
-        self._checkpoints, self._kept, self._size = checkpoints, kept, size
-        self._center, self._contents, self._facts = center, contents, facts
-
-    def begin(self) -> int:
-        """Makes the folder of a new checkpoint and returns its number."""
-        number = max(self._checkpoints.numbers(), default=0) + 1
-        self._checkpoints.create(number)
-        return number
-
-    def complete(self, number: int, manifest: Mapping[str, Any], looked: bool) -> None:
-        """Writes the center and the manifest, and deletes what is older than the checkpoints to keep.
-
-        Args:
-            number: what `begin` returned.
-            manifest: what else the training needs to go on.
-            looked: whether the center model's weights are those of this round's look.
-
-        Raises:
-            RuntimeError: a rank's file is not there.
-        """
-        files = [rank_file(rank) + ending for rank in range(self._size) for ending in (".npz", ".json")]
-        if missing := self._checkpoints.missing(number, files):
-            raise RuntimeError(
-                "checkpoint must be a folder or URL that all ranks share. "
-                f"Received: {self._checkpoints.url!r}, where rank 0 does not see {', '.join(missing)}"
-            )
-        contents = self._contents()
-        trainable, other = self._center.vectors()
-        if manifest["stopped"]:
-            contents[0] = trainable
-        elif not looked:
-            self._center.load(contents[0], other)
-        self._checkpoints.write_arrays(number, "center.npz", {"center": contents, "other": other})
-        self._checkpoints.write(number, "model.keras", model_to_bytes(self._center.model))
-        self._checkpoints.complete(number, {**self._facts, "num_workers": self._size, **manifest})
-        numbers = self._checkpoints.numbers()
-        complete = [one for one in numbers if self._checkpoints.is_complete(one)]
-        for one in numbers:
-            if one < complete[-self._kept :][0]:
-                self._checkpoints.delete(one)

@@ -1,206 +1,159 @@
-"""Where a rank stands in its training, and all that it needs to go on from there."""
+"""The state of a rank in a checkpoint, as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
-from hvdkeras.checkpoint.folder import Checkpoints, rank_file
-from hvdkeras.data.rows import Rows
+from hvdkeras.algorithm import State
+from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile, rank_file
 from hvdkeras.history.records import MEASURED, RankHistory
 
+_RULE = "rule"
 
-class Position(keras.callbacks.Callback):
-    """Counts epochs, batches and windows. It comes first: the rank's other callbacks ask it.
 
-    Keras runs `steps_per_execution = communication_window` batches in one call and fires `on_train_batch_end`
-    at its end, also when an epoch's rows end before the window does.
-
-    Args:
-        rows: the rank's rows.
+@dataclass
+class RankState:
+    """All that a rank needs to resume its training.
 
     Attributes:
         epoch: the epoch under way, from 0.
         step: batches of it that are done.
-        steps: batches of an epoch.
-        rows: rows of an epoch.
-        window_steps: batches of the newest window.
-        windows: windows that are done, of all epochs.
-        first_step: where the epoch under way began: 0, but for one that was resumed.
+        windows: communication windows that are done, of all epochs.
+        variables: the values of `model`, `optimizer` and `more` (further variables that the training depends
+            on), each in the order in which Keras lists them.
+        rule_state: what the algorithm keeps from exchange to exchange; None before the first one.
+        history: what the rank has recorded.
+        learning_rate_factor: what the optimizer's learning rate is multiplied by.
+        running_logs: the logs of the epoch under way.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        super().__init__()
-        self.epoch = self.step = self.window_steps = self.windows = 0
-        self.steps, self.rows = rows.steps, rows.rows
-        self._batch_ends = np.cumsum(rows.batch_sizes)
-        self.first_step = 0
+    epoch: int
+    step: int
+    windows: int
+    variables: dict[str, list[np.ndarray]]
+    rule_state: State | None
+    history: RankHistory
+    learning_rate_factor: float
+    running_logs: dict[str, float]
 
-    def resume(self, epoch: int, step: int, windows: int) -> None:
-        """Starts from where an earlier training was."""
-        self.epoch, self.first_step, self.windows = epoch, step, windows
+    def write(self, folder: CheckpointFolder, number: int, rank: int) -> list[WrittenFile]:
+        """Writes this rank's files of a checkpoint.
 
-    @property
-    def progress(self) -> float:
-        """Epochs that are done, with the fraction of the one under way."""
-        return self.epoch + self.step / self.steps
+        Raises:
+            TypeError: the rule's state is not a dict of arrays and numbers.
+        """
+        arrays = {
+            f"{group}/{index}": value
+            for group, values in self.variables.items()
+            for index, value in enumerate(values)
+        }
+        info = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "windows": self.windows,
+            "history": asdict(self.history),
+            "learning_rate_factor": self.learning_rate_factor,
+            "running_logs": self.running_logs,
+            "has_rule_state": self.rule_state is not None,
+        }
+        arrays.update(_rule_arrays(self.rule_state or {}))
+        return [
+            folder.write_arrays(number, f"{rank_file(rank)}.npz", arrays),
+            folder.write_json(number, f"{rank_file(rank)}.json", info),
+        ]
 
-    @property
-    def rows_done(self) -> int:
-        """Rows of the epoch under way that are done."""
-        return self._rows_until(self.step)
-
-    @property
-    def rows_before(self) -> int:
-        """Rows of the epoch under way that were done before the training was interrupted."""
-        return self._rows_until(self.first_step)
-
-    def _rows_until(self, step: int) -> int:
-        return int(self._batch_ends[step - 1]) if step else 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if epoch != self.epoch:
-            self.first_step = 0
-        self.epoch, self.step = epoch, self.first_step
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        # Keras counts the last window of an epoch as if it were a full one.
-        step = min(self.first_step + batch + 1, self.steps)
-        self.window_steps, self.step = step - self.step, step
-        self.windows += 1
+    @classmethod
+    def read(cls, folder: CheckpointFolder, number: int, rank: int) -> RankState:
+        """Returns what `write` was given."""
+        arrays = folder.read_arrays(number, f"{rank_file(rank)}.npz")
+        info = folder.read_json(number, f"{rank_file(rank)}.json")
+        variables: dict[str, list[np.ndarray]] = {}
+        rule_state: dict[str, Any] = {}
+        # The arrays are in the order in which they were written.
+        for key, value in arrays.items():
+            group, name = key.split("/", 1)
+            if group == _RULE:
+                rule_state[name] = value if value.ndim else value.item()
+            else:
+                variables.setdefault(group, []).append(value)
+        history = RankHistory(**info.pop("history"))
+        history.events = [tuple(event) for event in history.events]
+        has_rule_state = info.pop("has_rule_state")
+        return cls(
+            variables=variables, rule_state=rule_state if has_rule_state else None, history=history, **info
+        )
 
 
-class Standing:
-    """What a checkpoint holds of one rank.
+def blended(states: Sequence[RankState], own: RankState, rows: int) -> RankState:
+    """Returns the state from which one of another number of ranks resumes.
+
+    Float variables get the mean of the ranks' values, the optimizer's counters the largest; other integers,
+    such as the states of random layers, stay this rank's own. The epoch that the last rank was in begins
+    anew, and so does the rule.
 
     Args:
-        model: the rank's compiled Keras model.
-        position: where the rank is.
-        history: what it has recorded so far.
-        more: variables beyond the model's and its optimizer's that the training depends on.
-
-    Attributes:
-        rule_state: what the rule keeps from exchange to exchange.
-        notes: whatever else JSON can hold.
+        states: of all ranks that wrote the checkpoint.
+        own: of this rank at the start of a training.
+        rows: rows of this rank in an epoch.
     """
-
-    def __init__(self, model: Any, position: Position, history: RankHistory, more: Sequence[Any]) -> None:
-        self._position, self.history = position, history
-        model.optimizer.build(model.trainable_variables)
-        self._groups = {"model": model.variables, "optimizer": model.optimizer.variables, "more": list(more)}
-        self.rule_state: Any = None
-        self.notes: dict[str, Any] = {}
-
-    def save(self, checkpoints: Checkpoints, number: int, rank: int) -> None:
-        """Writes this rank's files of a checkpoint."""
-        arrays = {
-            f"{group}/{index}": _array(variable)
-            for group, variables in self._groups.items()
-            for index, variable in enumerate(variables)
-        }
-        position = self._position
-        epoch, step = divmod(position.epoch * position.steps + position.step, position.steps)
-        info = {
-            "epoch": epoch,
-            "step": step,
-            "windows": position.windows,
-            "history": asdict(self.history),
-            "notes": self.notes,
-            "rule_state": encode(self.rule_state, arrays),
-        }
-        checkpoints.write_arrays(number, f"{rank_file(rank)}.npz", arrays)
-        checkpoints.write_json(number, f"{rank_file(rank)}.json", info)
-
-    def restore(self, checkpoints: Checkpoints, number: int, rank: int) -> None:
-        """Goes back to where this rank stood."""
-        arrays = checkpoints.read_arrays(number, f"{rank_file(rank)}.npz")
-        info = checkpoints.read_json(number, f"{rank_file(rank)}.json")
-        for group, variables in self._groups.items():
-            for index, variable in enumerate(variables):
-                variable.assign(arrays[f"{group}/{index}"])
-        self._position.resume(info["epoch"], info["step"], info["windows"])
-        here = ("rank", "host", "device")
-        vars(self.history).update({key: past for key, past in info["history"].items() if key not in here})
-        self.notes = info["notes"]
-        self.rule_state = decode(info["rule_state"], arrays)
-
-    def blend(self, checkpoints: Checkpoints, number: int, size: int) -> None:
-        """Goes on from a checkpoint that another number of ranks wrote.
-
-        Variables get the mean of the ranks' (counters the largest; random states stay this rank's own), and
-        the epoch that the last of them was in begins anew. The rule begins anew from the center.
-        """
-        files = [rank_file(rank) for rank in range(size)]
-        states = [checkpoints.read_arrays(number, f"{file}.npz") for file in files]
-        infos = [checkpoints.read_json(number, f"{file}.json") for file in files]
-        for group in ("model", "optimizer"):
-            for index, variable in enumerate(self._groups[group]):
-                values = np.array([arrays[f"{group}/{index}"] for arrays in states])
-                if values.dtype.kind == "f":
-                    variable.assign(values.mean(axis=0))
-                elif group == "optimizer":
-                    variable.assign(values.max(axis=0))
-        epoch = min(info["epoch"] for info in infos)
-        self._position.resume(epoch, 0, max(info["windows"] for info in infos))
-        self.notes = {key: value for key, value in infos[0]["notes"].items() if key == "factor"}
-        self._inherit([info["history"] for info in infos], epoch)
-
-    def _inherit(self, histories: Sequence[Mapping[str, Any]], epochs: int) -> None:
-        """Takes the former ranks' means as this rank's own past."""
-        metrics = {key for history in histories for key in history["metrics"]}
-        self.history.metrics = {
-            key: np.mean([history["metrics"][key][:epochs] for history in histories], axis=0).tolist()
-            for key in sorted(metrics)
-        }
-        self.history.seconds = {
-            key: np.mean([history["seconds"][key][:epochs] for history in histories], axis=0).tolist()
-            for key in self.history.seconds
-        }
-        for name in MEASURED:
-            values = np.mean([history[name][:epochs] for history in histories], axis=0)
-            setattr(self.history, name, values.tolist())
-        self.history.rows = [self._position.rows] * epochs
-
-
-def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Returns a rule's state as JSON can hold it; its arrays are put into `arrays`.
-
-    Raises:
-        TypeError: the state holds something else than arrays, numbers, strings, lists, tuples and dicts.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.ndarray | np.generic):
-        key = f"rule/{len(arrays)}"
-        arrays[key] = np.asarray(value)
-        return {"array": key}
-    if isinstance(value, tuple | list):
-        return {type(value).__name__: [encode(item, arrays) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(key, arrays), encode(item, arrays)] for key, item in value.items()]}
-    raise TypeError(
-        "a rule's state must consist of arrays, numbers, strings, lists, tuples and dicts to be kept in a "
-        f"checkpoint. Received: {type(value).__name__}"
+    variables = dict(own.variables)
+    for group in ("model", "optimizer"):
+        columns = zip(*(state.variables.get(group, []) for state in states), strict=True)
+        variables[group] = [
+            _blend(np.array(values), mine, counts=group == "optimizer")
+            for values, mine in zip(columns, own.variables.get(group, []), strict=True)
+        ]
+    epoch = min(state.epoch for state in states)
+    return RankState(
+        epoch=epoch,
+        step=0,
+        windows=max(state.windows for state in states),
+        variables=variables,
+        rule_state=None,
+        history=_mean_history([state.history for state in states], own.history, epoch, rows),
+        learning_rate_factor=states[0].learning_rate_factor,
+        running_logs={},
     )
 
 
-def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns what `encode` was given."""
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "array":
-        return arrays[content]
-    if kind == "dict":
-        return {decode(key, arrays): decode(item, arrays) for key, item in content}
-    return (tuple if kind == "tuple" else list)(decode(item, arrays) for item in content)
+def _blend(values: np.ndarray, mine: np.ndarray, counts: bool) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return values.mean(axis=0)
+    return values.max(axis=0) if counts else mine
 
 
-def _array(variable: Any) -> np.ndarray:
-    array = keras.ops.convert_to_numpy(variable)
-    # NumPy's files know no bfloat16; float32 holds all its values.
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+def _mean_history(histories: Sequence[RankHistory], own: RankHistory, epochs: int, rows: int) -> RankHistory:
+    """The means of the former ranks' epochs as the past of a new rank."""
+    names = {name for history in histories for name in history.metrics}
+    past = RankHistory(own.rank, own.host, own.device, member=own.member)
+    past.metrics = {
+        name: np.mean([history.metrics[name][:epochs] for history in histories], axis=0).tolist()
+        for name in sorted(names)
+    }
+    past.seconds = {
+        name: np.mean([history.seconds[name][:epochs] for history in histories], axis=0).tolist()
+        for name in own.seconds
+    }
+    for name in MEASURED:
+        values = np.mean([getattr(history, name)[:epochs] for history in histories], axis=0)
+        setattr(past, name, values.tolist())
+    past.rows = [rows] * epochs
+    return past
+
+
+def _rule_arrays(state: State) -> dict[str, np.ndarray]:
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"a rule's state must be a dict of arrays and numbers by name. Received: {type(state).__name__}"
+        )
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray | np.generic | int | float):
+            raise TypeError(
+                "a rule's state must be a dict of arrays and numbers by name. "
+                f"Received: {name!r}: {type(value).__name__}"
+            )
+    return {f"{_RULE}/{name}": np.asarray(value) for name, value in state.items()}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from hvdkeras.callbacks.feed import Feed
-from hvdkeras.models import vector as weights
+from hvdkeras.models import vector
 
 
 class CenterModel:
@@ -28,18 +28,18 @@ class CenterModel:
     def __init__(self, model: Any, feed: Feed | None) -> None:
         self.model, self._feed = model, feed
 
-    def load(self, trainable: np.ndarray, other: np.ndarray) -> None:
-        """Sets the weights: trainable ones of shape `(n,)`, averaged ones of shape `(m,)`."""
-        weights.assign(self.model.trainable_variables, trainable)
-        weights.assign(weights.averaged_variables(self.model), other)
+    def load(self, trainable: np.ndarray, statistics: np.ndarray) -> None:
+        """Sets the trainable weights, shape `(n,)`, and the averaged variables, shape `(m,)`."""
+        vector.assign(self.model.trainable_variables, trainable)
+        vector.assign(vector.averaged_variables(self.model), statistics)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what `load` was given, or a callback has put in its place."""
+        """Returns the trainable weights and averaged variables, as `load` or a callback has set them."""
         model = self.model
-        return weights.flat(model.trainable_variables), weights.flat(weights.averaged_variables(model))
+        return vector.flat(model.trainable_variables), vector.flat(vector.averaged_variables(model))
 
-    def try_out(self) -> list[str]:
-        """Evaluates one batch, which makes the metrics' variables; returns the metrics' names."""
+    def metric_names(self) -> list[str]:
+        """Returns the metrics' names; evaluates one batch, because Keras makes their variables with it."""
         if self._feed is None:
             return []
         self._feed.begin(0)
@@ -57,7 +57,7 @@ class CenterModel:
         )
 
     def metrics(self, totals: np.ndarray) -> dict[str, float]:
-        """Returns the metrics that totals stand for, named as Keras names those of validation.
+        """Returns the metrics of totals, named as Keras names those of validation.
 
         Args:
             totals: the sum over the ranks of what `evaluate` returned, shape `(k,)`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdkeras.history.records import MEASURED, SECONDS, History, Look, RankHistory
+from hvdkeras.history.records import MEASURED, SECONDS, Evaluation, RankHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,60 +25,66 @@ CENTER = {"linestyle": "--", "linewidth": 1.8, "marker": "s", "zorder": 3}
 SHADES = ("0.35", "0.6", "0.85")
 
 
-def draw(history: History) -> Figure:
-    """Draws a panel for each metric and each measure that varies, and one for where the time went."""
+def draw(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> Figure:
+    """Draws a panel for each metric and each measure that varies, and one for where the time went.
+
+    Args:
+        ranks: what the ranks did.
+        center: the evaluations of the center.
+    """
     from matplotlib.figure import Figure
 
-    metrics, measures = _metrics(history), _varying(history.ranks)
+    metrics, measures = _metrics(ranks, center), _varying(ranks)
     panels = len(metrics) + len(measures)
     columns = 2 if panels == 3 else min(3, panels + 1)
     rows = panels // columns + 1
-    height = 0.5 + 3 * rows + 0.1 * max(0, len(history.ranks) - 4)
+    height = 0.5 + 3 * rows + 0.1 * max(0, len(ranks) - 4)
     figure = Figure(figsize=(4.4 * columns, height), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
-    colors = _colors(history)
+    colors = _colors(len(ranks))
     for place, name in enumerate([*metrics, *measures]):
         axes = figure.add_subplot(grid[divmod(place, columns)])
-        for rank, color in zip(history.ranks, colors, strict=True):
+        for rank, color in zip(ranks, colors, strict=True):
             values = getattr(rank, name) if name in measures else rank.metrics.get(name, [])
             _draw_line(axes, np.arange(1, len(values) + 1), values, color=color)
         if name in metrics:
-            _draw_center(axes, history, name, colors)
+            _draw_center(axes, center, name, colors if _is_ensemble(ranks) else ["black"])
         axes.set(title=TITLES[name] if name in measures else name, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, 0.9), max(high, 2.1))  # whole numbers in sight also for a single epoch
         axes.grid(alpha=0.3)
     # It has the rest of the last row, so that no place stays empty.
-    _draw_seconds(figure.add_subplot(grid[-1, panels % columns :]), history)
-    _add_legend(figure, history, colors)
+    _draw_seconds(figure.add_subplot(grid[-1, panels % columns :]), ranks)
+    _add_legend(figure, ranks, center, colors)
     return figure
 
 
-def _metrics(history: History) -> list[str]:
+def _metrics(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> list[str]:
     """Metrics of the ranks, then those that only the center has, without their `val_`."""
-    names = [name for rank in history.ranks for name in rank.metrics]
-    names += [name.removeprefix("val_") for look in history.center for name in look.metrics]
+    names = [name for rank in ranks for name in rank.metrics]
+    names += [name.removeprefix("val_") for evaluation in center for name in evaluation.metrics]
     return list(dict.fromkeys(names))
 
 
 def _varying(ranks: Sequence[RankHistory]) -> list[str]:
-    """What ranks measured and what tells something: a line at one height does not."""
+    """Measures with more than one value: a constant says nothing in a picture."""
     return [name for name in MEASURED if len({value for rank in ranks for value in getattr(rank, name)}) > 1]
 
 
-def _is_ensemble(history: History) -> bool:
-    return any(rank.model for rank in history.ranks)
+def _is_ensemble(ranks: Sequence[RankHistory]) -> bool:
+    return any(rank.member for rank in ranks)
 
 
-def _label(history: History, rank: RankHistory) -> str:
-    return f"model {rank.model}" if _is_ensemble(history) else f"rank {rank.rank}"
+def _labels(ranks: Sequence[RankHistory]) -> list[str]:
+    if _is_ensemble(ranks):
+        return [f"member {rank.member}" for rank in ranks]
+    return [f"rank {rank.rank}" for rank in ranks]
 
 
-def _colors(history: History) -> list[Any]:
+def _colors(count: int) -> list[Any]:
     from matplotlib import colormaps
 
-    count = len(history.ranks)
     if count <= NAMED:
         return list(colormaps["tab10"].colors[:count])
     return list(colormaps["viridis"](np.linspace(0, 0.9, count)))
@@ -90,38 +96,41 @@ def _draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], **style: Any)
     axes.plot(x, y, **{"marker": "o", "markersize": size, **style})
 
 
-def _draw_center(axes: Axes, history: History, name: str, colors: Sequence[Any]) -> None:
-    looks: dict[int, list[Look]] = {}
-    for look in history.center:
-        if f"val_{name}" in look.metrics:
-            looks.setdefault(look.model, []).append(look)
-    for model, each in looks.items():
-        color = colors[model] if _is_ensemble(history) else "black"
-        values = [look.metrics[f"val_{name}"] for look in each]
-        _draw_line(axes, [look.epoch for look in each], values, color=color, **CENTER)
+def _draw_center(axes: Axes, center: Sequence[Evaluation], name: str, colors: Sequence[Any]) -> None:
+    """Draws a metric of the center, a line for each member of an ensemble, in the member's color."""
+    by_member: dict[int, list[Evaluation]] = {}
+    for evaluation in center:
+        if f"val_{name}" in evaluation.metrics:
+            by_member.setdefault(evaluation.member, []).append(evaluation)
+    for member, evaluations in by_member.items():
+        values = [evaluation.metrics[f"val_{name}"] for evaluation in evaluations]
+        epochs = [evaluation.epoch for evaluation in evaluations]
+        _draw_line(axes, epochs, values, color=colors[member], **CENTER)
 
 
-def _draw_seconds(axes: Axes, history: History) -> None:
-    count = len(history.ranks)
+def _draw_seconds(axes: Axes, ranks: Sequence[RankHistory]) -> None:
+    count, labels = len(ranks), _labels(ranks)
     start = np.zeros(count)
     for name, shade in zip(SECONDS, SHADES, strict=True):
-        seconds = np.array([sum(rank.seconds[name]) for rank in history.ranks])
+        seconds = np.array([sum(rank.seconds[name]) for rank in ranks])
         axes.barh(np.arange(count), seconds, left=start, label=name, color=shade)
         start += seconds
     shown = np.arange(0, count, -(-count // NAMED))
-    axes.set_yticks(shown, [_label(history, history.ranks[place]) for place in shown])
+    axes.set_yticks(shown, [labels[place] for place in shown])
     axes.set(title="where the time went", xlabel="seconds")
-    # Below the bars is the place of the legend.
+    # Room for the legend below the bars.
     axes.set_ylim(1.2 * count - 0.2, -0.6)
     axes.legend(frameon=False, loc="lower center", ncols=len(SECONDS), fontsize="small", columnspacing=1)
 
 
-def _add_legend(figure: Figure, history: History, colors: Sequence[Any]) -> None:
+def _add_legend(
+    figure: Figure, ranks: Sequence[RankHistory], center: Sequence[Evaluation], colors: Sequence[Any]
+) -> None:
     from matplotlib.lines import Line2D
 
-    named = list(zip(history.ranks, colors, strict=True))
+    named = list(zip(_labels(ranks), colors, strict=True))
     named = named if len(named) <= NAMED else [named[0], named[-1]]
-    lines = [Line2D([], [], color=color, label=_label(history, rank)) for rank, color in named]
-    if history.center:
+    lines = [Line2D([], [], color=color, label=label) for label, color in named]
+    if center:
         lines.append(Line2D([], [], color="black", label="center, validation", **CENTER))
     figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 6), frameon=False)

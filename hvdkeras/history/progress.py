@@ -1,4 +1,4 @@
-"""How far a training is, shown while it goes on: one bar, or a line for each epoch where no bar can be."""
+"""The progress of a running training: one bar, or a line for each epoch where a bar is not possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from hvdkeras.history.records import Look
+from hvdkeras.history.records import Evaluation
 from hvdkeras.launch import environment
 
 logger = logging.getLogger("hvdkeras")
@@ -27,19 +27,19 @@ QUIET_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Advance:
-    """What a rank sends while it trains: at its start, now and then, and at the end of every epoch.
+    """The progress of a rank, sent at its start, at most twice a second, and at the end of every epoch.
 
     Attributes:
         rows: rows that the model was trained on so far, by this rank, in all epochs.
         epoch_rows: rows of one epoch; `rows` is a multiple of it at an epoch's end and at the start.
         metrics: means over the epoch under way, or the one that has just ended. Empty at the start.
-        model: which model of an ensemble it is; 0 otherwise.
+        member: the number of the ensemble's member; 0 without an ensemble.
     """
 
     rows: int
     epoch_rows: int
     metrics: dict[str, float]
-    model: int = 0
+    member: int = 0
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def shown(
     In a running job, where messages don't leave their rank, rank 0 shows its own part.
 
     Args:
-        members: models that are trained: one on each rank, or all of an ensemble.
+        members: models to train: one on each rank, or all of an ensemble.
         num_workers: ranks that train them.
         num_epoch: epochs of each.
         verbose: 0 shows nothing.
@@ -68,9 +68,9 @@ def shown(
 
 
 class Progress:
-    """Takes ranks' messages, on any thread, and shows what they come to.
+    """Receives the ranks' messages, on any thread, and shows the progress of all.
 
-    A display that fails is given up with a warning: it must not end a training.
+    After an error of the display nothing more is shown, with a warning: it must not end a training.
 
     Args:
         members: models that send an `Advance`.
@@ -94,20 +94,20 @@ class Progress:
         self._try(self._display.close, self._totals)
 
     def on_message(self, rank: int, message: Any) -> None:
-        """Takes an `Advance` of a rank, or a `Look` at the center; other messages are not for it."""
-        if isinstance(message, Advance | Look):
+        """Takes an `Advance` of a rank, or an `Evaluation` of the center; ignores other messages."""
+        if isinstance(message, Advance | Evaluation):
             self._try(self._take, rank, message)
 
-    def _take(self, rank: int, message: Advance | Look) -> None:
+    def _take(self, rank: int, message: Advance | Evaluation) -> None:
         ended = {}
-        if isinstance(message, Look):
-            self._totals.look = message
+        if isinstance(message, Evaluation):
+            self._totals.evaluation = message
         else:
             ended = self._totals.add(rank, message)
         self._display.show(self._totals, ended)
 
     def _tick(self) -> None:
-        # No message comes from a rank that compiles, or whose window is an epoch.
+        # A rank sends nothing while it compiles, or during a window as long as an epoch.
         while not self._ended.wait(TICK_SECONDS):
             self._try(self._display.tick, self._totals)
 
@@ -119,23 +119,23 @@ class Progress:
                 show(*arguments)
             except Exception:
                 self._failed = True
-                logger.warning("the progress of the training is not shown any more", exc_info=True)
+                logger.warning("the progress display has failed and is off", exc_info=True)
 
 
 @dataclass
 class Totals:
-    """What the members have come to together."""
+    """The progress of all members together."""
 
     members: int
     num_epoch: int
-    look: Look | None = None
+    evaluation: Evaluation | None = None
     newest: dict[tuple[int, int], Advance] = field(default_factory=dict)
     ended: dict[int, list[Advance]] = field(default_factory=lambda: defaultdict(list))
     resumed: int = 0
 
     def add(self, rank: int, advance: Advance) -> dict[int, dict[str, float]]:
-        """Takes an advance; returns metrics by epoch, of one that all members have now ended."""
-        member = rank, advance.model
+        """Adds an advance; returns the mean metrics of an epoch, by its number, once all members ended it."""
+        member = rank, advance.member
         if member not in self.newest:
             self.resumed += advance.rows
         self.newest[member] = advance
@@ -152,7 +152,7 @@ class Totals:
 
     @property
     def all_rows(self) -> int:
-        """Rows of the whole training; an estimate while there are members that have not started."""
+        """Rows of the whole training; an estimate until all members have started."""
         known = sum(advance.epoch_rows for advance in self.newest.values())
         return self.num_epoch * known * self.members // max(1, len(self.newest))
 
@@ -163,18 +163,18 @@ class Totals:
 
     @property
     def state(self) -> str:
-        """Where the last member is."""
+        """The epoch of the slowest member."""
         if not self.newest:
             return "starting"
         done = min(advance.rows // advance.epoch_rows for advance in self.newest.values())
         return f"epoch {min(done + 1, self.num_epoch)}/{self.num_epoch}"
 
     def text(self, metrics: dict[str, float]) -> str:
-        """Metrics as they are shown, the newest of validation after those given."""
-        looked = self.look.metrics if self.look else {}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **looked}.items())
-        # The ranks don't wait for it: it may be of an earlier epoch than what stands beside it.
-        return f"{text} (epoch {self.look.epoch:.3g})" if self.look else text
+        """The given metrics as text, followed by those of the newest evaluation."""
+        validation = self.evaluation.metrics if self.evaluation else {}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **validation}.items())
+        # Ranks train on during an evaluation: it may be of an earlier epoch than the metrics beside it.
+        return f"{text} (epoch {self.evaluation.epoch:.3g})" if self.evaluation else text
 
 
 def _mean(advances: Sequence[Advance]) -> dict[str, float]:
@@ -207,7 +207,7 @@ class Bar:
     def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
         bar, begins = self._bar, totals.rows == totals.resumed
         if begins:
-            # Neither the launch nor what an earlier launch has done counts for the speed.
+            # Neither the launch nor rows of an earlier launch count for the speed.
             bar.reset()
             bar.initial = bar.n = bar.last_print_n = totals.rows
         bar.total = totals.all_rows
@@ -220,8 +220,8 @@ class Bar:
         self._bar.refresh()
 
     def close(self, totals: Totals) -> None:
-        # The speed that stays is the training's, without the end of the launch. (A bar whose start is later
-        # than its last change would not be drawn.)
+        # The final speed is the training's, without the end of the launch. (tqdm does not draw a bar whose
+        # start is later than its last change.)
         bar = self._bar
         bar.start_t = min(bar.start_t + time.time() - self._shown, bar.last_print_t)
         bar.close()
@@ -233,7 +233,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._said, self._rows = time.monotonic(), 0
-        self._look: Look | None = None
+        self._evaluation: Evaluation | None = None
 
     def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
         if totals.rows == totals.resumed:
@@ -247,8 +247,8 @@ class Lines:
             self._say(totals, f"{totals.state}, {done:.0%} of all", totals.metrics)
 
     def close(self, totals: Totals) -> None:
-        if totals.look is not self._look:
-            # It came after the last epoch's line.
+        if totals.evaluation is not self._evaluation:
+            # The last evaluation follows the last epoch's line.
             self._write("validation", totals.text({}))
 
     def _say(self, totals: Totals, state: str, metrics: dict[str, float]) -> None:
@@ -257,7 +257,7 @@ class Lines:
         left = (totals.all_rows - totals.rows) / speed if speed > 0 else 0
         remaining = f"{tqdm.format_interval(left)} left" if left > 0 else ""
         self._write(state, totals.text(metrics), f"{speed:.0f} samples/s", remaining)
-        self._said, self._rows, self._look = now, totals.rows, totals.look
+        self._said, self._rows, self._evaluation = now, totals.rows, totals.evaluation
 
     def _write(self, *parts: str) -> None:
         self._stream.write("  ".join(part for part in parts if part) + "\n")
@@ -265,7 +265,7 @@ class Lines:
 
 
 def _ignore(rank: int, message: Any) -> None:
-    """Receives where nothing is shown."""
+    """The receiver where nothing is shown."""
 
 
 def _in_notebook(stream: TextIO) -> bool:

@@ -1,17 +1,13 @@
-"""What a trainer tells of its last training, by dist-keras's names."""
+"""The history of a trainer's last training, by dist-keras's method names."""
 
 from __future__ import annotations
 
-import logging
-
-from hvdkeras.history.records import History, RankHistory
-from hvdkeras.launch import local
-
-logger = logging.getLogger("hvdkeras")
+from hvdkeras.history.history import History
+from hvdkeras.history.records import RankHistory
 
 
-class Recorded:
-    """dist-keras's questions to a trainer.
+class HistoryQuestions:
+    """dist-keras's methods of a trainer.
 
     Each raises a RuntimeError before `train`.
 
@@ -22,7 +18,7 @@ class Recorded:
     history: History | None = None
 
     def get_history(self) -> list[RankHistory]:
-        """Returns the ranks' histories; those of an ensemble's models for `EnsembleTrainer`."""
+        """Returns the ranks' histories; those of an ensemble's members for `EnsembleTrainer`."""
         return self._recorded("get_history").ranks
 
     def get_averaged_history(self) -> dict[str, list[float]]:
@@ -33,7 +29,7 @@ class Recorded:
         """Returns one rank's history.
 
         Args:
-            executor_id: the number of the rank, for `EnsembleTrainer` of the model, from 0.
+            executor_id: the number of the rank, for `EnsembleTrainer` of the member, from 0.
 
         Raises:
             ValueError: if there is none of that number.
@@ -46,15 +42,6 @@ class Recorded:
     def get_training_time(self) -> float:
         """Returns the seconds that `train` took, the launch included."""
         return self._recorded("get_training_time").training_time
-
-    def _write_timeline(self, path: str | None) -> None:
-        """Writes the last training's timeline; what goes wrong must not cost the model that was trained."""
-        if path is None:
-            return
-        try:
-            local.once(self._recorded("timeline").timeline, path)
-        except Exception:
-            logger.warning("the timeline was not written: history.timeline(path) does it", exc_info=True)
 
     def _recorded(self, question: str) -> History:
         if self.history is None:

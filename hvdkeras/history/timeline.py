@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hvdkeras.history.records import RankHistory
+from hvdkeras.history.records import RankHistory
 
 MICROSECONDS = 1e6
 
@@ -30,7 +29,7 @@ def check(path: str) -> None:
 def write(path: str, ranks: Sequence[RankHistory]) -> None:
     """Writes events as [trace events](https://perfetto.dev/docs/getting-started/other-formats).
 
-    A rank is a process there, and each of its models of an ensemble a thread.
+    A rank is a process there, and each of its members of an ensemble a thread.
 
     Args:
         path: a path or a URL that fsspec opens.
@@ -59,7 +58,7 @@ def _trace(ranks: Sequence[RankHistory]) -> list[dict[str, Any]]:
             "name": name,
             "cat": "training",
             "pid": rank.rank,
-            "tid": rank.model,
+            "tid": rank.member,
             "ts": (begin - start) * MICROSECONDS,
             "dur": seconds * MICROSECONDS,
         }

@@ -13,10 +13,48 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from hvdkeras.mpi.waiting import wait
+from hvdkeras.algorithm import GradientAveraging
+from hvdkeras.data.decoding import DecodedRows
+from hvdkeras.data.rows import Rows
+from hvdkeras.mpi.waiting import gathered, wait
 
 Total = Callable[[tf.Tensor], tf.Tensor]
 """The sum over the ranks of a flat float32 tensor."""
+
+
+def average(
+    model: Any, rows: Rows | DecodedRows, comm: MPI.Comm, averaging: GradientAveraging, timeout: float
+) -> list[Any]:
+    """Has every step of the model's optimizer use the mean gradient of all ranks; collective.
+
+    On GPUs the gradients go through Horovod's allreduce where Horovod was built with NCCL; otherwise through
+    MPI on one flat buffer.
+
+    Args:
+        model: the rank's compiled Keras model.
+        rows: the rows that it trains on.
+        comm: the ranks that train it together.
+        averaging: how.
+        timeout: seconds that a rank waits for the others.
+
+    Returns:
+        Variables, beyond the model's and its optimizer's, that the training depends on.
+    """
+    # XLA can't call out to MPI.
+    model.jit_compile = False
+    if tf.config.list_physical_devices("GPU") and horovod_has_nccl():
+        total = over_horovod(comm, averaging.compression)
+    else:
+        total = over_mpi(comm, timeout, averaging.compression)
+    batch_sizes = gathered(comm, rows.batch_sizes, timeout, "the sizes of the other ranks' batches")
+    averaged = AveragedGradients(
+        model.optimizer,
+        model.trainable_variables,
+        total,
+        shares(batch_sizes)[comm.rank],
+        averaging.accumulation,
+    )
+    return averaged.variables
 
 
 class AveragedGradients:
@@ -83,6 +121,18 @@ class AveragedGradients:
         parts = tf.split(self._total(flat), [int(np.prod(v.shape)) for _, v in pairs])
         means = [tf.cast(tf.reshape(p, v.shape), g.dtype) for p, (g, v) in zip(parts, pairs, strict=True)]
         self._apply(means, [v for _, v in pairs])
+
+
+def shares(batch_sizes: np.ndarray) -> np.ndarray:
+    """The weight of each rank's gradient, such that unequal batches count as one joined batch would.
+
+    Args:
+        batch_sizes: rows of each rank's batch, shape `(ranks, steps)`.
+
+    Returns:
+        The part of all rows of a step that a rank has, shape `(ranks, steps)`; a step's parts add up to 1.
+    """
+    return batch_sizes / batch_sizes.sum(axis=0)
 
 
 def over_mpi(comm: MPI.Comm, timeout: float, compression: str | None) -> Total:

@@ -1,4 +1,4 @@
-"""What a rank does, in the order in which it does it."""
+"""A rank's entry into a training."""
 
 from __future__ import annotations
 
@@ -6,37 +6,21 @@ import copy
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hvdkeras.data.shards import Shards
-from hvdkeras.history.records import Look, RankHistory
+from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import environment, gpu
+from hvdkeras.rank.place import Place
+from hvdkeras.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-
-@dataclass
-class Job:
-    """What a training's ranks work on.
-
-    Attributes:
-        shards: the rows to train on.
-        validation: the rows to evaluate the center on, if they are data of their own.
-        shuffle: whether each epoch deals all rows out anew.
-        num_workers: ranks that train.
-        resume: whether to go on from the newest checkpoint.
-    """
-
-    shards: Shards
-    validation: Shards | None
-    shuffle: bool
-    num_workers: int
-    resume: bool
+    from hvdkeras.rank.training import Trained
 
 
 @dataclass
@@ -45,80 +29,89 @@ class Result:
 
     Attributes:
         histories: one history for each model that the rank trained: one, but for ensembles.
-        trainable: the trained models' trainable weights, shape `(models, n)`.
-        other: the averaged rest (batch normalisation's statistics), shape `(models, m)`.
-        looks: what was seen of the center.
+        weights: the trained models' trainable weights, shape `(models, n)`.
+        statistics: their averaged variables, such as batch normalisation's statistics, shape `(models, m)`.
+        evaluations: the evaluations of the center.
+        skipped_checkpoints: damaged checkpoints that were not resumed from, a line each.
     """
 
     histories: list[RankHistory]
-    trainable: np.ndarray | None = None
-    other: np.ndarray | None = None
-    looks: list[Look] = field(default_factory=list)
+    weights: np.ndarray | None = None
+    statistics: np.ndarray | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    skipped_checkpoints: list[str] = field(default_factory=list)
 
 
-def run(train: Callable[..., Result], trainer: Any, job: Job) -> Result:
+def run(spec: TrainingSpec) -> Result:
     """Takes this rank's part of a training in a running MPI job.
 
-    Args:
-        train: `train_replica` or `train_members`.
-        trainer: the `Trainer` to follow.
-        job: what to work on. Ranks beyond its `num_workers` have an empty result.
+    Ranks beyond the training's `num_workers` have an empty result.
     """
-    place = environment.job()
-    logging.getLogger("hvdkeras").setLevel(logging.INFO if trainer.verbose else logging.WARNING)
-    gpu_name = gpu.pin(place.local_rank, place.local_size)
-    threads = gpu.limit_threads(min(place.local_size, job.num_workers), trainer.threads)
+    this = environment.job()
+    logging.getLogger("hvdkeras").setLevel(logging.INFO if spec.oversight.verbose else logging.WARNING)
+    gpu_name = gpu.pin(this.local_rank, this.local_size)
+    threads = gpu.limit_threads(min(this.local_size, spec.num_workers), spec.threads)
     device = f"GPU {gpu_name}" if gpu_name else f"CPU, {threads} threads"
     environment.prepare()
     from mpi4py import MPI
 
-    working = place.rank < job.num_workers
-    comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, place.rank)
+    working = this.rank < spec.num_workers
+    comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, this.rank)
     if not working:
         return Result([])
-    result = train(trainer, job, comm, device, threads)
+    train = _train_one if spec.ensemble is None else _train_members
+    result = train(spec, comm, device, threads)
     comm.Free()
     return result
 
 
-def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:
-    """Trains one model together with the other ranks, by the trainer's rule."""
-    from hvdkeras.rank.replica import Replica
+def _train_one(spec: TrainingSpec, comm: MPI.Comm, device: str, threads: int) -> Result:
+    """Trains one model together with the other ranks, by the algorithm's rule."""
+    from hvdkeras.rank.training import train
 
     history = RankHistory(comm.rank, socket.gethostname(), device)
-    replica = Replica(trainer, job, comm, history, threads)
-    trainable, other = replica.train()
+    trained = train(spec, Place(comm, threads), history)
     if comm.rank > 0:
         return Result([history])
-    return Result([history], trainable[np.newaxis], other[np.newaxis], replica.looks)
+    return Result(
+        [history],
+        trained.weights[np.newaxis],
+        trained.statistics[np.newaxis],
+        trained.evaluations,
+        list(trained.skipped_checkpoints),
+    )
 
 
-def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:
-    """Trains this rank's models of an ensemble, one after the other, each from initial weights of its own."""
+def _train_members(spec: TrainingSpec, comm: MPI.Comm, device: str, threads: int) -> Result:
+    """Trains this rank's members of an ensemble in turn, each with initial weights of its own."""
     from mpi4py import MPI
 
     from hvdkeras.mpi.waiting import wait
-    from hvdkeras.rank.replica import Replica
+    from hvdkeras.rank.training import train
 
-    histories, vectors, looks, count = [], [], [], trainer.num_models
+    histories: list[RankHistory] = []
+    results: list[Trained] = []
+    count = spec.ensemble.members
     for member in range(comm.rank, count, comm.size):
-        history = RankHistory(comm.rank, socket.gethostname(), device, model=member)
-        # Callbacks remember what they have seen: each member has its own.
-        own = trainer.copy()
-        own.callbacks, own.center_callbacks = copy.deepcopy((own.callbacks, own.center_callbacks))
-        replica = Replica(own, job, MPI.COMM_SELF, history, threads, member, count)
-        vectors.append(replica.train())
+        history = RankHistory(comm.rank, socket.gethostname(), device, member=member)
+        # Callbacks have a state: each member gets its own.
+        own = replace(spec, oversight=copy.deepcopy(spec.oversight))
+        results.append(train(own, Place(MPI.COMM_SELF, threads, member), history))
         histories.append(history)
-        looks += [replace(look, model=member) for look in replica.looks]
-    # No bound: the others may train for as long as they need. Who is lost meanwhile ends the job.
+    # No bound: the others may train for as long as they need. The loss of one ends the job.
     wait(comm.Ibarrier().Test, math.inf, "the members that other ranks train")
-    trainable, other = (
-        _gather(comm, [pair[i] for pair in vectors], count, trainer.timeout) for i in range(2)
-    )
-    return Result(histories, trainable, other, looks)
+    weights = _gather(comm, [result.weights for result in results], count, spec.timeout)
+    statistics = _gather(comm, [result.statistics for result in results], count, spec.timeout)
+    evaluations = [
+        replace(evaluation, member=history.member)
+        for result, history in zip(results, histories, strict=True)
+        for evaluation in result.evaluations
+    ]
+    skipped = [line for result in results for line in result.skipped_checkpoints]
+    return Result(histories, weights, statistics, evaluations, skipped)
 
 
-def _gather(comm: MPI.Comm, vectors: list[np.ndarray], count: int, timeout: float) -> np.ndarray | None:
+def _gather(comm: MPI.Comm, vectors: Sequence[np.ndarray], count: int, timeout: float) -> np.ndarray | None:
     """All members' vectors at rank 0, shape `(count, n)`, in the members' order; None elsewhere."""
     from hvdkeras.mpi.waiting import wait
 

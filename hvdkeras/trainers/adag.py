@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from hvdkeras.algorithm import Center, Rule
+from hvdkeras.arguments import argument, positive
 from hvdkeras.trainers.downpour import DOWNPOUR
 
 
@@ -51,12 +52,7 @@ class ADAG(DOWNPOUR):
 
     longest_stable_window = math.inf
 
-    def __init__(self, keras_model: Any, *, communication_window: int = 12, **arguments: Any) -> None:
-        super().__init__(keras_model, communication_window=communication_window, **arguments)
+    communication_window: int = argument(12, positive(int))
 
-    def exchange(
-        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rule = partial(accumulated_gradient_normalization, steps=steps)
-        pulled = center.exchange(rule, local, state)
-        return pulled, pulled
+    def rule(self, center: Center, steps: int) -> Rule:
+        return partial(accumulated_gradient_normalization, steps=steps)

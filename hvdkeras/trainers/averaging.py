@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.algorithm import Center, Mode, State
+from hvdkeras.arguments import argument, optional, positive
+from hvdkeras.trainers.trainer import Trainer
 
 
-def share(local: np.ndarray, center: np.ndarray, size: int) -> np.ndarray:
-    """A worker's part of the average: `(local - center) / size`.
+def average(local: np.ndarray, center: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A worker's part of an average.
 
-    The sum of all workers' parts moves the center onto the mean of their weights.
+        push = (local - center) / size
+        center <- center + push, summed over the workers: the mean of their weights
+        local  <- center, once all pushes are summed
 
     Args:
         local: the worker's weights, shape `(n,)`, float32.
@@ -20,9 +24,9 @@ def share(local: np.ndarray, center: np.ndarray, size: int) -> np.ndarray:
         size: the number of workers.
 
     Returns:
-        What the worker adds to the center, shape `(n,)`.
+        The worker's weights as they are, and what it adds to the center, each of shape `(n,)`.
     """
-    return (local - center) / np.float32(size)
+    return local, (local - center) / np.float32(size)
 
 
 class AveragingTrainer(Trainer):
@@ -41,16 +45,12 @@ class AveragingTrainer(Trainer):
         Stich, [Local SGD Converges Fast and Communicates Little](https://arxiv.org/abs/1805.09767), 2018.
     """
 
-    synchronous = True
+    mode = Mode.SYNCHRONOUS
 
-    def __init__(
-        self, keras_model: Any, *, communication_window: int | None = None, **arguments: Any
-    ) -> None:
-        super().__init__(keras_model, **arguments)
-        if communication_window is not None:
-            communication_window = require_positive("communication_window", communication_window, int)
-        self.communication_window = communication_window
+    communication_window: int | None = argument(None, optional(positive(int)))
 
-    def exchange(self, local: np.ndarray, center: Any, state: None, steps: int) -> tuple[np.ndarray, None]:
-        center.push(share(local, center.pull(), center.size))
+    def exchange(
+        self, local: np.ndarray, center: Center, state: State, steps: int
+    ) -> tuple[np.ndarray, State]:
+        center.exchange(partial(average, size=center.size), local)
         return center.pull(), state

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.algorithm import Center, Mode, State
+from hvdkeras.arguments import argument, fraction, positive
+from hvdkeras.trainers.trainer import Trainer
 
 
 def outer_step(
@@ -35,12 +37,12 @@ def outer_step(
         size: the number of workers.
 
     Returns:
-        What the worker adds to the center, and its new velocity, each of shape `(n,)`.
+        The worker's new velocity, and what it adds to the center, each of shape `(n,)`.
     """
     gradient = center - local
     velocity = np.float32(outer_momentum) * velocity + gradient
     step = np.float32(outer_learning_rate / size) * (gradient + np.float32(outer_momentum) * velocity)
-    return -step, velocity
+    return velocity, -step
 
 
 class DiLoCo(Trainer):
@@ -63,32 +65,23 @@ class DiLoCo(Trainer):
         https://arxiv.org/abs/2311.08105), 2023.
     """
 
-    synchronous = True
+    mode = Mode.SYNCHRONOUS
 
-    def __init__(
-        self,
-        keras_model: Any,
-        *,
-        communication_window: int = 500,
-        outer_learning_rate: float = 0.7,
-        outer_momentum: float = 0.9,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(keras_model, **arguments)
-        self.communication_window = require_positive("communication_window", communication_window, int)
-        self.outer_learning_rate = require_positive("outer_learning_rate", outer_learning_rate, float)
-        if not 0 <= outer_momentum < 1:
-            raise ValueError(f"outer_momentum must be at least 0 and below 1. Received: {outer_momentum!r}")
-        self.outer_momentum = outer_momentum
+    communication_window: int = argument(500, positive(int))
+    outer_learning_rate: float = argument(0.7, positive(float))
+    outer_momentum: float = argument(0.9, fraction(zero=True))
 
-    def begin(self, center: np.ndarray) -> np.ndarray:
-        return np.zeros_like(center)
+    def begin(self, center: np.ndarray) -> State:
+        return {"velocity": np.zeros_like(center)}
 
     def exchange(
-        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        update, velocity = outer_step(
-            local, center.pull(), state, self.outer_learning_rate, self.outer_momentum, center.size
+        self, local: np.ndarray, center: Center, state: State, steps: int
+    ) -> tuple[np.ndarray, State]:
+        rule = partial(
+            outer_step,
+            outer_learning_rate=self.outer_learning_rate,
+            outer_momentum=self.outer_momentum,
+            size=center.size,
         )
-        center.push(update)
-        return center.pull(), velocity
+        velocity = center.exchange(rule, local, state["velocity"])
+        return center.pull(), {"velocity": velocity}

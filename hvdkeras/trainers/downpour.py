@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.algorithm import Center, Mode, Rule, State
+from hvdkeras.arguments import argument, positive
+from hvdkeras.trainers.trainer import Trainer
 
 logger = logging.getLogger("hvdkeras")
 
@@ -86,14 +87,12 @@ class DOWNPOUR(Trainer):
         https://arxiv.org/abs/1412.6651), 2015.
     """
 
-    synchronous = False
+    mode = Mode.ASYNCHRONOUS
+
+    communication_window: int = argument(5, positive(int))
 
     longest_stable_window: float = 15
     """Beyond it a training with several workers warns."""
-
-    def __init__(self, keras_model: Any, *, communication_window: int = 5, **arguments: Any) -> None:
-        super().__init__(keras_model, **arguments)
-        self.communication_window = require_positive("communication_window", communication_window, int)
 
     def check(self, num_workers: int) -> None:
         super().check(num_workers)
@@ -105,14 +104,18 @@ class DOWNPOUR(Trainer):
                 self.communication_window,
             )
 
-    def begin(self, center: np.ndarray) -> np.ndarray:
-        return center
+    def begin(self, center: np.ndarray) -> State:
+        return {"pulled": center}
 
     def exchange(
-        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        pulled = center.exchange(downpour, local, state)
-        return pulled, pulled
+        self, local: np.ndarray, center: Center, state: State, steps: int
+    ) -> tuple[np.ndarray, State]:
+        pulled = center.exchange(self.rule(center, steps), local, state["pulled"])
+        return pulled, {"pulled": pulled}
+
+    def rule(self, center: Center, steps: int) -> Rule:
+        """Returns the rule of this exchange; DOWNPOUR's variants differ in it alone."""
+        return downpour
 
 
 class AdaptiveDOWNPOUR(DOWNPOUR):
@@ -135,16 +138,8 @@ class AdaptiveDOWNPOUR(DOWNPOUR):
     center_slots = 1
     longest_stable_window = math.inf
 
-    def __init__(
-        self, keras_model: Any, *, server_learning_rate: float = 0.01, epsilon: float = 1e-7, **arguments: Any
-    ) -> None:
-        super().__init__(keras_model, **arguments)
-        self.server_learning_rate = require_positive("server_learning_rate", server_learning_rate, float)
-        self.epsilon = require_positive("epsilon", epsilon, float)
+    server_learning_rate: float = argument(0.01, positive(float))
+    epsilon: float = argument(1e-7, positive(float))
 
-    def exchange(
-        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rule = partial(adagrad, learning_rate=self.server_learning_rate, epsilon=self.epsilon)
-        pulled = center.exchange(rule, local, state)
-        return pulled, pulled
+    def rule(self, center: Center, steps: int) -> Rule:
+        return partial(adagrad, learning_rate=self.server_learning_rate, epsilon=self.epsilon)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from hvdkeras.algorithm import Center, Rule
 from hvdkeras.trainers.downpour import DOWNPOUR
 
 
@@ -47,9 +47,5 @@ class DynSGD(DOWNPOUR):
 
     longest_stable_window = math.inf
 
-    def exchange(
-        self, local: np.ndarray, center: Any, state: np.ndarray, steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rule = partial(staleness_aware, staleness=center.staleness())
-        pulled = center.exchange(rule, local, state)
-        return pulled, pulled
+    def rule(self, center: Center, steps: int) -> Rule:
+        return partial(staleness_aware, staleness=center.staleness())

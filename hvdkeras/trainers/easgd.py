@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.algorithm import Center, Mode, State
+from hvdkeras.arguments import argument, fraction, positive
+from hvdkeras.trainers.trainer import Trainer
 
 
 def elastic(local: np.ndarray, center: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -58,14 +60,10 @@ class EASGD(Trainer):
         https://arxiv.org/abs/1412.6651), 2015.
     """
 
-    synchronous = True
+    mode = Mode.SYNCHRONOUS
 
-    def __init__(
-        self, keras_model: Any, *, communication_window: int = 16, rho: float = 5.0, **arguments: Any
-    ) -> None:
-        super().__init__(keras_model, **arguments)
-        self.communication_window = require_positive("communication_window", communication_window, int)
-        self.rho = require_positive("rho", rho, float)
+    communication_window: int = argument(16, positive(int))
+    rho: float = argument(5.0, positive(float))
 
     @property
     def alpha(self) -> float:
@@ -80,7 +78,9 @@ class EASGD(Trainer):
                 f"{num_workers} * {self.rho} * {self.learning_rate} = {num_workers * self.alpha:g}"
             )
 
-    def exchange(self, local: np.ndarray, center: Any, state: None, steps: int) -> tuple[np.ndarray, None]:
+    def exchange(
+        self, local: np.ndarray, center: Center, state: State, steps: int
+    ) -> tuple[np.ndarray, State]:
         return center.exchange(partial(elastic, alpha=self.alpha), local), state
 
 
@@ -104,7 +104,7 @@ class AsynchronousEASGD(EASGD):
         https://arxiv.org/abs/1412.6651), 2015.
     """
 
-    synchronous = False
+    mode = Mode.ASYNCHRONOUS
 
     def check(self, num_workers: int) -> None:
         Trainer.check(self, num_workers)
@@ -119,24 +119,23 @@ AEASGD = AsynchronousEASGD
 """The name that dist-keras gave it."""
 
 
-class _NesterovWorkers:
+def _left_out(name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(
+            f"{name} must be left out: the workers run SGD with Nesterov momentum. Received: {value!r}"
+        )
+
+
+class _NesterovWorkers(Trainer):
     """EAMSGD's change to EASGD: the workers run SGD with Nesterov momentum (Algorithm 2 of the paper).
 
     v <- momentum * v - learning_rate * gradient(x + momentum * v)
     x <- x + v
     """
 
-    def __init__(self, keras_model: Any, *, momentum: float = 0.9, **arguments: Any) -> None:
-        if arguments.get("worker_optimizer") is not None:
-            raise ValueError(
-                f"worker_optimizer must be left out: {type(self).__name__}'s workers run SGD with Nesterov "
-                f"momentum. Received: {arguments['worker_optimizer']!r}"
-            )
-        super().__init__(keras_model, **arguments)
-        if not 0 < momentum < 1:
-            raise ValueError(f"momentum must lie between 0 and 1. Received: {momentum!r}")
-        self.momentum = momentum
-        self.worker_optimizer = None
+    momentum: float = argument(0.9, fraction())
+    worker_optimizer: None = argument(None, _left_out)
+    uses_compiled_optimizer = False
 
     def default_optimizer(self) -> dict[str, Any]:
         config = {"learning_rate": self.learning_rate, "momentum": self.momentum, "nesterov": True}

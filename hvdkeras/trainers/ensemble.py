@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from hvdkeras.algorithm import Mode
+from hvdkeras.arguments import argument, flag, positive
 from hvdkeras.models.merging import merged
-from hvdkeras.rank import worker
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.spec import EnsembleSpec
+from hvdkeras.trainers.trainer import Trainer
 
 
 class EnsembleTrainer(Trainer):
@@ -30,22 +32,11 @@ class EnsembleTrainer(Trainer):
         Deep Ensembles](https://arxiv.org/abs/1612.01474), 2017.
     """
 
-    def __init__(
-        self,
-        keras_model: Any,
-        *,
-        num_models: int = 2,
-        merge_models: bool = False,
-        partition: bool = True,
-        **arguments: Any,
-    ) -> None:
-        num_models = require_positive("num_models", num_models, int)
-        super().__init__(keras_model, **{"num_workers": num_models, **arguments})
-        self.num_models = num_models
-        self.merge_models = merge_models
-        self.partition = partition
+    mode = Mode.INDEPENDENT
 
-    work = staticmethod(worker.train_members)
+    num_models: int = argument(2, positive(int))
+    merge_models: bool = argument(False, flag)
+    partition: bool = argument(True, flag)
 
     def check(self, num_workers: int) -> None:
         super().check(num_workers)
@@ -54,9 +45,13 @@ class EnsembleTrainer(Trainer):
                 f"num_workers must be at most num_models, {self.num_models}. Received: {num_workers}"
             )
 
-    def models_trained(self, num_workers: int) -> int:
+    @property
+    def default_workers(self) -> int:
         return self.num_models
 
-    def _trained(self, result: worker.Result) -> Any:
-        members = self._models(result)
-        return self.compile(merged(members)) if self.merge_models else members
+    @property
+    def ensemble(self) -> EnsembleSpec:
+        return EnsembleSpec(self.num_models, self.partition)
+
+    def result(self, models: list[Any]) -> Any:
+        return self.recipe().compile(merged(models)) if self.merge_models else models

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from hvdkeras.algorithm import Mode
+from hvdkeras.arguments import argument, one_of
 from hvdkeras.trainers.trainer import Trainer
 
 
@@ -12,10 +12,13 @@ class SingleTrainer(Trainer):
 
     Args:
         keras_model: the model to train; see `Trainer` for the arguments that all trainers share.
-            `num_workers` is always 1.
+        num_workers: always 1.
     """
 
-    def __init__(self, keras_model: Any, **arguments: Any) -> None:
-        if arguments.setdefault("num_workers", 1) != 1:
-            raise ValueError(f"num_workers must be 1 for SingleTrainer. Received: {arguments['num_workers']}")
-        super().__init__(keras_model, **arguments)
+    mode = Mode.INDEPENDENT
+
+    num_workers: int = argument(1, one_of(1, None))
+
+    @property
+    def default_workers(self) -> int:
+        return 1

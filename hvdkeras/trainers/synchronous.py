@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
+from hvdkeras.algorithm import GradientAveraging, Mode
+from hvdkeras.arguments import argument, flag, not_negative, one_of, positive
 from hvdkeras.models.vector import has_schedule
-from hvdkeras.trainers.trainer import Trainer, require_positive
+from hvdkeras.trainers.trainer import Trainer
 
 
-def shares(batch_sizes: np.ndarray) -> np.ndarray:
-    """The weight of each rank's gradient, such that unequal batches count as one joined batch would.
-
-    Args:
-        batch_sizes: rows of each rank's batch, shape `(ranks, steps)`.
-
-    Returns:
-        The part of all rows of a step that a rank has, shape `(ranks, steps)`; a step's parts add up to 1.
-    """
-    return batch_sizes / batch_sizes.sum(axis=0)
-
-
-def warmed_up(progress: float, num_workers: int, scaled: bool, warmup_epochs: float) -> float:
+def warmed_up(epochs: float, num_workers: int, scaled: bool, warmup_epochs: float) -> float:
     """What a learning rate is multiplied by (Goyal et al. 2017, sections 2.1 and 2.2).
 
     The batch of one step is `num_workers` times as large, and so is the step if it is scaled. During the
     warm-up the factor grows evenly, from the `num_workers`-th part of what it ends with.
 
     Args:
-        progress: epochs done.
+        epochs: epochs done.
         num_workers: the ranks whose batches make one step.
         scaled: whether the factor ends with `num_workers`; otherwise it ends with 1.
         warmup_epochs: how long it grows; 0 for not at all.
     """
-    done = min(1.0, progress / warmup_epochs) if warmup_epochs else 1.0
+    done = min(1.0, epochs / warmup_epochs) if warmup_epochs else 1.0
     factor = 1 / num_workers + (1 - 1 / num_workers) * done
     return factor * num_workers if scaled else factor
 
@@ -67,25 +52,16 @@ class SynchronousSGD(Trainer):
         https://arxiv.org/abs/1802.05799), 2018.
     """
 
-    def __init__(
-        self,
-        keras_model: Any,
-        *,
-        compression: str | None = None,
-        accumulation: int = 1,
-        scale_learning_rate: bool = False,
-        warmup_epochs: float = 0,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(keras_model, **arguments)
-        if compression not in (None, "fp16"):
-            raise ValueError(f"compression must be None or 'fp16'. Received: {compression!r}")
-        self.compression = compression
-        self.accumulation = require_positive("accumulation", accumulation, int)
-        self.scale_learning_rate = scale_learning_rate
-        if warmup_epochs:
-            require_positive("warmup_epochs", warmup_epochs, float)
-        self.warmup_epochs = warmup_epochs
+    mode = Mode.GRADIENTS
+
+    compression: str | None = argument(None, one_of(None, "fp16"))
+    accumulation: int = argument(1, positive(int))
+    scale_learning_rate: bool = argument(False, flag)
+    warmup_epochs: float = argument(0, not_negative)
+
+    @property
+    def gradient_averaging(self) -> GradientAveraging:
+        return GradientAveraging(self.compression, self.accumulation)
 
     def check(self, num_workers: int) -> None:
         super().check(num_workers)
@@ -95,29 +71,7 @@ class SynchronousSGD(Trainer):
                 f"Received: {type(self.worker_optimizer).__name__} with a schedule"
             )
 
-    def learning_rate_factor(self, progress: float, num_workers: int) -> float:
+    def learning_rate_factor(self, epochs: float, num_workers: int) -> float:
         if not (self.scale_learning_rate or self.warmup_epochs):
             return 1.0
-        return warmed_up(progress, num_workers, self.scale_learning_rate, self.warmup_epochs)
-
-    def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
-        import tensorflow as tf
-
-        from hvdkeras.mpi.waiting import gathered
-        from hvdkeras.rank import gradients
-
-        # XLA can't call out to MPI.
-        model.jit_compile = False
-        if tf.config.list_physical_devices("GPU") and gradients.horovod_has_nccl():
-            total = gradients.over_horovod(comm, self.compression)
-        else:
-            total = gradients.over_mpi(comm, self.timeout, self.compression)
-        batch_sizes = gathered(comm, rows.batch_sizes, self.timeout, "the sizes of the other ranks' batches")
-        averaged = gradients.AveragedGradients(
-            model.optimizer,
-            model.trainable_variables,
-            total,
-            shares(batch_sizes)[comm.rank],
-            self.accumulation,
-        )
-        return averaged.variables
+        return warmed_up(epochs, num_workers, self.scale_learning_rate, self.warmup_epochs)

@@ -146,7 +146,7 @@ def test_one_asynchronous_worker_equals_its_recursion(on_ranks, shards, algorith
     )
     np.testing.assert_allclose(weights, alone(shards, WINDOW, rule), atol=1e-5)
     # 61 rows are 16 batches, so five windows of 3 and one of 1 in each epoch.
-    assert history["ranks"][0]["exchange"]["exchanges"] == EPOCHS * 6
+    assert history["ranks"][0]["telemetry"]["exchanges"] == EPOCHS * 6
 
 
 def test_one_adaptive_downpour_worker_equals_its_recursion(on_ranks, shards):

@@ -72,6 +72,6 @@ def test_members_differ_and_their_mean_is_the_merged_model(on_ranks, arguments):
         rows = [rank["rows"] for rank in result["history"]]
         if arguments.get("partition", True):
             assert rows == [[30, 30]] * 3
-            assert [(rank["model"], rank["rank"]) for rank in result["history"]] == [(0, 0), (1, 1), (2, 0)]
+            assert [(rank["member"], rank["rank"]) for rank in result["history"]] == [(0, 0), (1, 1), (2, 0)]
         else:
             assert rows == [[90, 90]] * 2

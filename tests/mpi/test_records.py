@@ -48,7 +48,7 @@ def test_an_asynchronous_training(tmp_path, capsys):
     for rank in trainer.get_history():
         np.testing.assert_allclose(rank.learning_rate, [RATE / 2, RATE / 4, RATE / 8], rtol=1e-6)
         # Three windows an epoch.
-        assert np.isclose(np.sum(rank.staleness) * 3, rank.exchange["staleness_sum"])
+        assert np.isclose(np.sum(rank.staleness) * 3, rank.telemetry["staleness_sum"])
         assert len(rank.staleness) == len(rank.distance) == EPOCHS
         assert min(rank.distance) > 0
         computed = [seconds for name, _, seconds in rank.events if name == "computation"]

@@ -90,8 +90,10 @@ def test_ten_kills_change_nothing(tmp_path):
     assert all("SIGKILL" in line for line in used.history.restarts)
     assert_same_weights(received, wanted)
     assert used.history.rows_seen() == undisturbed.history.rows_seen() == [1293] * 40
-    looks, others = ([(look.epoch, look.metrics) for look in h.history.center] for h in (used, undisturbed))
-    assert looks == others
+    evaluations, others = (
+        [(each.epoch, each.metrics) for each in h.history.center] for h in (used, undisturbed)
+    )
+    assert evaluations == others
 
 
 class KillAtEpochsEnd(keras.callbacks.Callback):
@@ -193,7 +195,7 @@ def finish_and_go_on(folder: str) -> None:
     further, longer_resumed = train("EASGD", resume=True, num_epoch=6, **arguments)
     _, longer = train("EASGD", num_epoch=6, **{**arguments, "checkpoint": None})
     assert_same_weights(longer_resumed, longer)
-    assert [look.epoch for look in further.history.center] == [1, 2, 3, 4, 5, 6]
+    assert [each.epoch for each in further.history.center] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_finished_training_is_resumed_to_its_result_and_beyond(on_ranks, tmp_path):

@@ -28,7 +28,7 @@ def compare_with_evaluate(algorithm: str, num_workers: int, arguments: dict) -> 
     used, trained = train(algorithm, num_workers, arguments, held_out=True)
     rows = {"features": validation["features"], "label": validation["label"]}
     found = trained.evaluate(rows["features"], rows["label"], verbose=0, return_dict=True)
-    return used.history.center[-1].metrics, found, [look.epoch for look in used.history.center]
+    return used.history.center[-1].metrics, found, [each.epoch for each in used.history.center]
 
 
 def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks):
@@ -38,7 +38,7 @@ def test_metrics_are_those_of_one_process_that_evaluates_the_center(on_ranks):
             assert set(metrics) == {"val_loss", "val_accuracy"}
             for name, value in found.items():
                 assert metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
-            # An asynchronous rank may be further when the last of them comes, and looks that are still due
+            # An asynchronous rank may be further when the last one arrives, and evaluations still due
             # when all have ended are made as one.
             assert epochs == sorted(epochs)
             assert epochs[-1] == 4
@@ -74,7 +74,7 @@ def test_a_split_leaves_rows_out_of_the_training(on_ranks):
 
 
 def stop_early(algorithm: str, num_workers: int) -> list[int]:
-    """EarlyStopping on the center, which can't get better than at the first look by as much as is asked."""
+    """EarlyStopping on the center, which can't improve on the first evaluation by as much as is asked."""
     import keras
 
     stopping = keras.callbacks.EarlyStopping("val_loss", min_delta=100.0, patience=2)
@@ -85,8 +85,8 @@ def stop_early(algorithm: str, num_workers: int) -> list[int]:
 def test_early_stopping_stops_all_ranks(on_ranks):
     for results in on_ranks(4, each, stop_early, ["EASGD", "AsynchronousEASGD"], 4):
         assert results["EASGD"] == ([3, 3, 3, 3], 3)
-        epochs, looks = results["AsynchronousEASGD"]
-        assert looks == 3
+        epochs, evaluations = results["AsynchronousEASGD"]
+        assert evaluations == 3
         assert max(epochs) < 50
 
 
@@ -118,9 +118,9 @@ def reach(algorithm: str, num_workers: int) -> tuple[float, float, int]:
     _, validation = digits.data()
     target = {"stop_at": {"val_accuracy": 0.9}, "num_epoch": 100, "center_window": 5}
     used, trained = train(algorithm, num_workers, target, held_out=True)
-    looks = [look.metrics["val_accuracy"] for look in used.history.center]
-    assert all(value < 0.9 for value in looks[:-1])
-    return looks[-1], digits.accuracy(trained, validation), len(looks)
+    evaluations = [each.metrics["val_accuracy"] for each in used.history.center]
+    assert all(value < 0.9 for value in evaluations[:-1])
+    return evaluations[-1], digits.accuracy(trained, validation), len(evaluations)
 
 
 def test_a_training_ends_when_the_center_reaches_what_was_asked_for(on_ranks):
@@ -169,7 +169,7 @@ def test_the_learning_rate_of_synchronous_sgd_warms_up(on_ranks):
 
 
 def restored(num_workers: int) -> tuple[float, float]:
-    """EarlyStopping gives back the weights of its best look: the first, because the rate is far too high."""
+    """EarlyStopping restores the best evaluation's weights: the first, as the rate is far too high."""
     import keras
 
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
@@ -180,7 +180,7 @@ def restored(num_workers: int) -> tuple[float, float]:
         keras.optimizers.schedules.PiecewiseConstantDecay([2 * used_steps(num_workers)], [0.1, 100.0])
     )
     trained = used.train(learn, validation_data=validation)
-    best = min(look.metrics["val_loss"] for look in used.history.center)
+    best = min(each.metrics["val_loss"] for each in used.history.center)
     return best, trained.evaluate(validation["features"], validation["label"], verbose=0)[0]
 
 
@@ -202,7 +202,7 @@ def files_of_callbacks(num_workers: int, folder: str) -> list[str]:
     used, _ = train("EASGD", num_workers, arguments, held_out=True)
     _, validation = digits.data()
     loss = keras.models.load_model(path).evaluate(validation["features"], validation["label"], verbose=0)[0]
-    return loss, min(look.metrics["val_loss"] for look in used.history.center)
+    return loss, min(each.metrics["val_loss"] for each in used.history.center)
 
 
 def test_keras_saves_the_center_and_tensorboard_sees_center_and_ranks(on_ranks, tmp_path):
@@ -215,30 +215,32 @@ def test_keras_saves_the_center_and_tensorboard_sees_center_and_ranks(on_ranks, 
 
 def members(num_workers: int) -> list[tuple[int, float]]:
     used, _ = train("EnsembleTrainer", num_workers, {"num_models": 3, "num_epoch": 2}, held_out=True)
-    return [(look.model, look.epoch) for look in used.history.center]
+    return [(each.member, each.epoch) for each in used.history.center]
 
 
-def test_each_member_of_an_ensemble_is_looked_at(on_ranks):
-    looks = [(model, epoch) for model in range(3) for epoch in (1, 2)]
-    assert on_ranks(2, members, 2, timeout=120) == [looks] * 2
+def test_each_member_of_an_ensemble_is_evaluated(on_ranks):
+    evaluations = [(member, epoch) for member in range(3) for epoch in (1, 2)]
+    assert on_ranks(2, members, 2, timeout=120) == [evaluations] * 2
 
 
 def after_the_last_round() -> tuple[bool, bool, bool]:
-    """Two ranks that have come to a look, and to their end, before rank 0 could open the look."""
-    from hvdkeras.coordination.coordinator import Chair
+    """Two ranks that ask for an evaluation, and end, before rank 0 could open the round."""
+    from hvdkeras.coordination.center_callbacks import CenterCallbacks
+    from hvdkeras.coordination.coordinator import Coordinator
     from hvdkeras.coordination.evaluation import CenterModel
-    from hvdkeras.coordination.messages import Findings, Report
+    from hvdkeras.coordination.messages import Arrival, Contribution, Occasion
 
     used = digits.trainer("AsynchronousEASGD", 2)
-    center = CenterModel(used.compiled_model(), None)
-    chair = Chair(2, center, used, lambda: None, None, lambda: False, {}, "center")
+    center = CenterCallbacks(CenterModel(used.recipe().build(), None), [], {}, 1, 2, {})
+    center.begin()
+    coordinator = Coordinator(2, center, lambda: None, None, False, lambda: False, {})
     for rank in range(2):
-        for kind in ("look", "final"):
-            chair.take(rank, Report(kind, 1.0, np.empty(0, np.float32)))
-    opening = chair.proceed()
+        for occasion in (Occasion.EVALUATE, Occasion.END):
+            coordinator.receive(rank, Arrival(occasion, 1.0, np.empty(0, np.float32)))
+    opened = coordinator.proceed()
     for rank in range(2):
-        chair.take(rank, Findings(None))
-    return opening.look, chair.proceed().end, chair.proceed() is None
+        coordinator.receive(rank, Contribution(None))
+    return opened.evaluate, coordinator.proceed().is_last, coordinator.proceed() is None
 
 
 def test_no_round_opens_after_the_last(on_new_ranks):

@@ -1,85 +1,140 @@
-"""Checkpoints on disk: complete or nothing, in open formats; a rule's state there and back."""
+"""Checkpoints on disk: complete and intact or nothing, in open formats; a rank's state there and back."""
 
 import json
 
 import numpy as np
 import pytest
 
-from hvdkeras.checkpoint.folder import Checkpoints
-from hvdkeras.checkpoint.rank_state import decode, encode
+from hvdkeras.checkpoint.folder import CheckpointFolder
+from hvdkeras.checkpoint.rank_state import RankState
+from hvdkeras.driver.checks import check_checkpoints
+from hvdkeras.history import RankHistory
 
 
-def write(checkpoints: Checkpoints, number: int, complete: bool) -> None:
-    checkpoints.create(number)
-    checkpoints.write_arrays(number, "center.npz", {"center": np.full((1, 3), number, np.float32)})
+def write(folder: CheckpointFolder, number: int, complete: bool) -> None:
+    folder.create(number)
+    center = {"center": np.full((1, 3), number, np.float32)}
+    files = [
+        folder.write_arrays(number, "center.npz", center),
+        folder.write_json(number, "rank-00000.json", {"epoch": number}),
+    ]
     if complete:
-        checkpoints.complete(number, {"algorithm": "EASGD", "progress": number / 2})
+        folder.complete(number, files, {"algorithm": "EASGD", "epochs": number / 2})
 
 
 def test_only_complete_checkpoints_count(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path / "run"))
-    checkpoints.check("EASGD", resume=False)
-    assert checkpoints.latest() is None
-    write(checkpoints, 1, complete=True)
-    write(checkpoints, 2, complete=False)
-    assert checkpoints.numbers() == [1, 2]
-    assert checkpoints.latest() == 1
-    checkpoints.check("EASGD", resume=True)
+    url = str(tmp_path / "run")
+    folder = CheckpointFolder(url)
+    check_checkpoints(url, "EASGD", resume=False)
+    assert folder.newest_intact().number == 0
+    write(folder, 1, complete=True)
+    write(folder, 2, complete=False)
+    assert folder.numbers() == [1, 2]
+    assert folder.newest_intact().number == 1
+    check_checkpoints(url, "EASGD", resume=True)
     with pytest.raises(ValueError, match="without checkpoints, unless resume=True. Received: .* of EASGD"):
-        checkpoints.check("EASGD", resume=False)
+        check_checkpoints(url, "EASGD", resume=False)
     with pytest.raises(ValueError, match="the same algorithm to resume from, ADAG. Received: .* of EASGD"):
-        checkpoints.check("ADAG", resume=True)
-    assert checkpoints.manifest(1)["progress"] == 0.5
-    np.testing.assert_array_equal(checkpoints.read_arrays(1, "center.npz")["center"], [[1, 1, 1]])
+        check_checkpoints(url, "ADAG", resume=True)
+    assert folder.manifest(1)["epochs"] == 0.5
+    np.testing.assert_array_equal(folder.read_arrays(1, "center.npz")["center"], [[1, 1, 1]])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["center.npz", "rank-00000.json", "training.json"])
+@pytest.mark.parametrize("harm", [empty, half, flip, lambda path: path.unlink()])
+def test_the_newest_intact_checkpoint_is_resumed_from(tmp_path, name, harm):
+    folder = CheckpointFolder(str(tmp_path))
+    for number in (1, 2, 3):
+        write(folder, number, complete=True)
+    harm(tmp_path / "00000003" / name)
+    point = folder.newest_intact()
+    assert point.number == 2
+    if name == "training.json" and not (tmp_path / "00000003" / name).exists():
+        assert point.skipped == ()  # without a manifest the checkpoint is incomplete, not damaged
+    else:
+        assert len(point.skipped) == 1
+        assert name in point.skipped[0]
+        assert "checkpoint 3" in point.skipped[0]
+    check_checkpoints(str(tmp_path), "EASGD", resume=True)
 
 
 def test_a_deleted_checkpoint_is_gone(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    write(checkpoints, 1, complete=True)
-    write(checkpoints, 2, complete=True)
-    checkpoints.delete(1)
-    assert checkpoints.numbers() == [2]
+    folder = CheckpointFolder(str(tmp_path))
+    write(folder, 1, complete=True)
+    write(folder, 2, complete=True)
+    folder.delete(1)
+    assert folder.numbers() == [2]
 
 
 def test_a_url_is_as_good_as_a_path(tmp_path):
-    write(Checkpoints(f"file://{tmp_path}/run"), 3, complete=True)
-    assert Checkpoints(str(tmp_path / "run")).latest() == 3
+    write(CheckpointFolder(f"file://{tmp_path}/run"), 3, complete=True)
+    assert CheckpointFolder(str(tmp_path / "run")).newest_intact().number == 3
 
 
 def test_the_files_are_open_formats(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    write(checkpoints, 1, complete=True)
+    folder = CheckpointFolder(str(tmp_path))
+    write(folder, 1, complete=True)
     assert json.loads((tmp_path / "00000001" / "training.json").read_text())["version"] == 1
     with np.load(tmp_path / "00000001" / "center.npz", allow_pickle=False) as arrays:
         assert arrays["center"].dtype == np.float32
 
 
 def test_a_later_version_is_refused(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    write(checkpoints, 1, complete=True)
+    folder = CheckpointFolder(str(tmp_path))
+    write(folder, 1, complete=True)
     (tmp_path / "00000001" / "training.json").write_text('{"version": 99}')
-    with pytest.raises(ValueError, match="version up to 1. Received: 99"):
-        checkpoints.manifest(1)
+    for read in (lambda: folder.manifest(1), folder.newest_intact):
+        with pytest.raises(ValueError, match="version up to 1. Received: 99"):
+            read()
 
 
-def test_a_rule_may_keep_whatever_consists_of_arrays_and_numbers():
-    state = {"velocity": np.arange(3, dtype=np.float32), 4: (1, [2.5, None], np.int64(7)), "name": "a"}
-    arrays = {}
-    text = json.dumps(encode(state, arrays))
-    found = decode(json.loads(text), arrays)
-    np.testing.assert_array_equal(found["velocity"], [0, 1, 2])
-    assert found["velocity"].dtype == np.float32
-    assert found[4] == (1, [2.5, None], 7)
-    assert isinstance(found[4], tuple)
-    assert found["name"] == "a"
+def state(rule_state) -> RankState:
+    variables = {"model": [np.arange(4, dtype=np.float32)], "optimizer": [np.int64(7)], "more": []}
+    history = RankHistory(0, "a", "CPU", metrics={"loss": [float("nan")]}, events=[("waiting", 1.0, 2.0)])
+    return RankState(2, 3, 11, variables, rule_state, history, 0.5, {"loss": 0.25})
 
 
-def test_a_state_of_something_else_is_refused():
-    with pytest.raises(TypeError, match="arrays, numbers, .* Received: object"):
-        encode([object()], {})
+def test_a_ranks_state_comes_back_as_it_was(tmp_path):
+    folder = CheckpointFolder(str(tmp_path))
+    folder.create(1)
+    kept = {"velocity": np.arange(3, dtype=np.float32), "steps": 4, "rate": 0.5}
+    files = state(kept).write(folder, 1, rank=0)
+    assert [file.name for file in files] == ["rank-00000.npz", "rank-00000.json"]
+    found = RankState.read(folder, 1, rank=0)
+    np.testing.assert_array_equal(found.rule_state.pop("velocity"), [0, 1, 2])
+    assert found.rule_state == {"steps": 4, "rate": 0.5}
+    np.testing.assert_array_equal(found.variables["model"][0], [0, 1, 2, 3])
+    assert found.variables["optimizer"][0] == 7
+    assert (found.epoch, found.step, found.windows, found.learning_rate_factor) == (2, 3, 11, 0.5)
+    assert found.running_logs == {"loss": 0.25}
+    assert found.history.events == [("waiting", 1.0, 2.0)]
+    state(None).write(folder, 1, rank=1)
+    assert RankState.read(folder, 1, rank=1).rule_state is None
+
+
+@pytest.mark.parametrize("kept", [[1, 2], {"a": object()}, {3: 1.0}, {"a": "text"}])
+def test_a_state_of_something_else_is_refused(tmp_path, kept):
+    folder = CheckpointFolder(str(tmp_path))
+    folder.create(1)
+    with pytest.raises(TypeError, match="must be a dict of arrays and numbers by name. Received"):
+        state(kept).write(folder, 1, rank=0)
 
 
 def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="checkpoint must be a folder or URL that can be written"):
-        Checkpoints(str(tmp_path / "file" / "run")).check("EASGD", resume=False)
+        check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", resume=False)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hvdkeras import SingleTrainer
-from hvdkeras.history.records import History, Look, RankHistory
+from hvdkeras.history import Evaluation, History, RankHistory
 
 SECONDS = {"computation": [3.0, 3.0], "communication": [1.0, 1.0], "waiting": [0.5, 0.5]}
-LOOKS = [
-    Look(0.5, 3.0, {"val_loss": 3.0, "val_recall": 0.1}),
-    Look(2.0, 9.0, {"val_loss": 1.0, "val_recall": 0.5}),
+EVALUATIONS = [
+    Evaluation(0.5, 3.0, {"val_loss": 3.0, "val_recall": 0.1}),
+    Evaluation(2.0, 9.0, {"val_loss": 1.0, "val_recall": 0.5}),
 ]
 
 
@@ -28,7 +28,7 @@ def history() -> History:
 def full(history: History) -> History:
     """A history with all that an asynchronous training with a validated center leaves."""
     full = copy.deepcopy(history)
-    full.center, full.restarts = LOOKS, ["rank 1 on b was killed"]
+    full.center, full.restarts = EVALUATIONS, ["rank 1 on b was killed"]
     for rank in full.ranks:
         rank.learning_rate = [0.1, 0.05]
         rank.staleness = [1.0, 0.25 * rank.rank]
@@ -69,10 +69,10 @@ def test_pandas_has_what_the_ranks_measured(full):
 
 def test_the_center_as_pandas(history, full):
     assert full.center_to_pandas().to_dict("records") == [
-        {"model": 0, "epoch": 0.5, "seconds": 3.0, "val_loss": 3.0, "val_recall": 0.1},
-        {"model": 0, "epoch": 2.0, "seconds": 9.0, "val_loss": 1.0, "val_recall": 0.5},
+        {"member": 0, "epoch": 0.5, "seconds": 3.0, "val_loss": 3.0, "val_recall": 0.1},
+        {"member": 0, "epoch": 2.0, "seconds": 9.0, "val_loss": 1.0, "val_recall": 0.5},
     ]
-    assert history.center_to_pandas().columns.tolist() == ["model", "epoch", "seconds"]
+    assert history.center_to_pandas().columns.tolist() == ["member", "epoch", "seconds"]
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from hvdkeras.history import progress
+from hvdkeras.history import Evaluation, progress
 from hvdkeras.history.progress import Advance, Progress
-from hvdkeras.history.records import Look
 
 
 class Terminal(io.StringIO):
@@ -71,9 +70,9 @@ def test_the_newest_validation_stands_beside_the_metrics():
     with Progress(1, 2, stream) as shown:
         shown.on_message(0, Advance(0, 10, {}))
         for epoch in (1, 2):
-            shown.on_message(0, Look(epoch - 0.5, 1.0, {"val_loss": 3.0 / epoch}))
+            shown.on_message(0, Evaluation(epoch - 0.5, 1.0, {"val_loss": 3.0 / epoch}))
             shown.on_message(0, Advance(10 * epoch, 10, {"loss": 1.0}))
-        shown.on_message(0, Look(2.0, 1.0, {"val_loss": 0.5}))
+        shown.on_message(0, Evaluation(2.0, 1.0, {"val_loss": 0.5}))
     assert lines(stream) == [
         "epoch 1/2  loss 1.0000  val_loss 3.0000 (epoch 0.5)",
         "epoch 2/2  loss 1.0000  val_loss 1.5000 (epoch 1.5)",
@@ -107,7 +106,7 @@ def test_a_terminal_has_one_bar():
         for rank in (0, 1):
             shown.on_message(rank, Advance(0, 10, {}))
         assert last_bar(stream).startswith("epoch 1/2   0%")
-        shown.on_message(0, Look(1.0, 1.0, {"val_loss": 0.25}))
+        shown.on_message(0, Evaluation(1.0, 1.0, {"val_loss": 0.25}))
         for rows in (10, 20):
             for rank in (0, 1):
                 shown.on_message(rank, Advance(rows, 10, {"loss": 1.0 + rank}))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hvdkeras.trainers.adag import accumulated_gradient_normalization
-from hvdkeras.trainers.averaging import share
+from hvdkeras.trainers.averaging import average
 from hvdkeras.trainers.diloco import outer_step
 from hvdkeras.trainers.downpour import adagrad, downpour
 from hvdkeras.trainers.dynsgd import staleness_aware
@@ -61,31 +61,31 @@ def test_dynsgd_divides_by_staleness_plus_one():
 
 def test_shares_of_all_workers_make_the_mean():
     center, locals_ = vector(1), [vector(2), vector(4), vector(9)]
-    assert_vectors([center + sum(share(local, center, 3) for local in locals_)], [[5]])
+    assert_vectors([center + sum(average(local, center, 3)[1] for local in locals_)], [[5]])
 
 
 def test_outer_step_is_nesterov_on_the_mean_gradient():
     # Two workers, gradients 1 and 3, mean 2. First step: velocity 2, step 0.5 * (2 + 0.9 * 2) = 1.9.
     center, zero = vector(10), vector(0)
-    first, v1 = outer_step(vector(9), center, zero, 0.5, 0.9, 2)
-    second, v2 = outer_step(vector(7), center, zero, 0.5, 0.9, 2)
+    v1, first = outer_step(vector(9), center, zero, 0.5, 0.9, 2)
+    v2, second = outer_step(vector(7), center, zero, 0.5, 0.9, 2)
     assert_vectors([center + first + second, v1, v2], [[8.1], [1], [3]])
     # The same gradients again: velocity 0.9 * 2 + 2 = 3.8, step 0.5 * (2 + 0.9 * 3.8) = 2.71.
-    again, _ = outer_step(center - 1, center, v1, 0.5, 0.9, 2)
-    once_more, _ = outer_step(center - 3, center, v2, 0.5, 0.9, 2)
+    _, again = outer_step(center - 1, center, v1, 0.5, 0.9, 2)
+    _, once_more = outer_step(center - 3, center, v2, 0.5, 0.9, 2)
     assert_vectors([center + again + once_more], [[7.29]])
 
 
 def test_outer_step_with_rate_one_and_no_momentum_averages():
     center = vector(1)
-    steps = [outer_step(vector(x), center, vector(0), 1.0, 0.0, 2)[0] for x in (2, 6)]
-    shares = [share(vector(x), center, 2) for x in (2, 6)]
+    steps = [outer_step(vector(x), center, vector(0), 1.0, 0.0, 2)[1] for x in (2, 6)]
+    shares = [average(vector(x), center, 2)[1] for x in (2, 6)]
     assert_vectors(steps, shares)
 
 
 def test_the_learning_rate_warms_up_to_its_full_size():
-    scaled = [warmed_up(progress, 4, True, 6) for progress in (0, 2, 6, 50)]
+    scaled = [warmed_up(epochs, 4, True, 6) for epochs in (0, 2, 6, 50)]
     np.testing.assert_allclose(scaled, [1, 2, 4, 4])
-    plain = [warmed_up(progress, 4, False, 6) for progress in (0, 2, 6, 50)]
+    plain = [warmed_up(epochs, 4, False, 6) for epochs in (0, 2, 6, 50)]
     np.testing.assert_allclose(plain, [0.25, 0.5, 1, 1])
-    assert [warmed_up(progress, 4, True, 0) for progress in (0, 3)] == [4, 4]
+    assert [warmed_up(epochs, 4, True, 0) for epochs in (0, 3)] == [4, 4]

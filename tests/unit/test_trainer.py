@@ -1,5 +1,6 @@
 """The arguments that all trainers share, and the checks that need no launch."""
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import hvdkeras
+from hvdkeras.driver.checks import check_window
 
 DATA = {"features": np.zeros((8, 3), np.float32), "label": np.zeros(8, np.float32)}
 
@@ -65,10 +67,10 @@ def test_downpour_warns_of_windows_at_which_its_paper_saw_divergence(caplog, win
 
 
 def test_a_window_longer_than_an_epoch_is_warned_of(caplog):
-    trainer = hvdkeras.EASGD(model(), loss="mse", communication_window=5, batch_size=4)
-    trainer._check_window(rows=40, num_workers=2)
+    trainer = hvdkeras.EASGD(model(), loss="mse", communication_window=5)
+    check_window(trainer, steps=5)
     assert caplog.text == ""
-    trainer._check_window(rows=32, num_workers=2)
+    check_window(trainer, steps=4)
     assert "at most the 4 batches of an epoch" in caplog.text
 
 
@@ -137,34 +139,36 @@ def test_custom_layers_must_be_given():
     with pytest.raises(ValueError, match="custom_objects.*Unknown"):
         hvdkeras.EASGD(custom, loss="mse").train(DATA)
     trainer = hvdkeras.EASGD(custom, loss="mse", custom_objects={"Unknown": Unknown})
-    assert isinstance(trainer.compiled_model().layers[0], Unknown)
+    assert isinstance(trainer.recipe().build().layers[0], Unknown)
 
 
 def test_registered_layers_travel_with_the_trainer():
     trainer = hvdkeras.EASGD(keras.Sequential([keras.Input((3,)), Registered(1)]), loss="mse")
-    copy = pickle.loads(cloudpickle.dumps(trainer))
-    assert isinstance(copy.compiled_model().layers[0], Registered)
+    recipe = pickle.loads(cloudpickle.dumps(trainer.recipe()))
+    assert isinstance(recipe.build().layers[0], Registered)
 
 
 def test_what_the_model_was_compiled_with_is_the_default():
     trainer = hvdkeras.EASGD(model(optimizer=keras.optimizers.Adam(0.5), loss="mae", metrics=["mse"]))
-    copy = pickle.loads(cloudpickle.dumps(trainer)).compiled_model()
+    copy = pickle.loads(cloudpickle.dumps(trainer.recipe())).build()
     assert isinstance(copy.optimizer, keras.optimizers.Adam)
     assert float(copy.optimizer.learning_rate) == 0.5
     assert copy.loss == "mae"
 
 
 def test_default_optimizer_is_sgd_at_the_learning_rate():
-    copy = hvdkeras.EASGD(model(), loss="mse", learning_rate=0.25).compiled_model()
+    copy = hvdkeras.EASGD(model(), loss="mse", learning_rate=0.25).recipe().build()
     assert isinstance(copy.optimizer, keras.optimizers.SGD)
     assert float(copy.optimizer.learning_rate) == 0.25
 
 
-def test_pickled_trainer_is_small_and_has_the_weights():
+def test_what_travels_to_ranks_is_small_and_has_the_weights():
     original = model()
-    trainer = pickle.loads(cloudpickle.dumps(hvdkeras.SingleTrainer(original, loss="mse")))
-    np.testing.assert_array_equal(trainer.compiled_model().get_weights()[0], original.get_weights()[0])
-    assert len(cloudpickle.dumps(trainer)) < 40_000
+    trainer = hvdkeras.SingleTrainer(original, loss="mse")
+    sent = cloudpickle.dumps((trainer.algorithm(), trainer.recipe()))
+    _, recipe = pickle.loads(sent)
+    np.testing.assert_array_equal(recipe.build().get_weights()[0], original.get_weights()[0])
+    assert len(sent) < 40_000
 
 
 @pytest.mark.parametrize("data", [3, None, [1, 2]])
@@ -191,3 +195,115 @@ def test_a_rate_that_follows_a_schedule_can_not_warm_up(scaled):
     trainer = hvdkeras.SynchronousSGD(model(), loss="mse", worker_optimizer=optimizer, warmup_epochs=2)
     with pytest.raises(ValueError, match="need an optimizer whose learning rate is a number. Received"):
         trainer.train(DATA)
+
+
+class Misdeclared(hvdkeras.Trainer):
+    mode = True
+
+
+class WithoutARule(hvdkeras.Trainer):
+    mode = hvdkeras.Mode.SYNCHRONOUS
+
+
+class RuleWithoutAMode(hvdkeras.Trainer):
+    def exchange(self, local, center, state, steps):
+        return local, state
+
+
+class SlotsWithoutACenter(hvdkeras.EASGD):
+    center_slots = 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (Misdeclared, "Misdeclared.mode must be one of Mode.INDEPENDENT, .*Received: True"),
+        (WithoutARule, "WithoutARule must define exchange. Received: mode=Mode.SYNCHRONOUS"),
+        (RuleWithoutAMode, "RuleWithoutAMode must not define exchange, or set another mode"),
+        (SlotsWithoutACenter, "center_slots must be 0: only an asynchronous center has slots"),
+    ],
+)
+def test_an_authors_mistakes_are_found_on_the_driver(algorithm, message):
+    with pytest.raises(TypeError, match=message):
+        algorithm(model(), loss="mse").train(DATA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 3}, "EASGD has no argument 'epochs'; here it is called 'num_epoch'"),
+        ({"optimizer": "adam"}, "EASGD has no argument 'optimizer'; here it is called 'worker_optimizer'"),
+        ({"comunication_window": 3}, "Did you mean 'communication_window'"),
+        ({"xyz": 3}, "EASGD has no argument 'xyz'. It has keras_model, "),
+    ],
+)
+def test_an_unknown_argument_names_the_nearest_ones(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        hvdkeras.EASGD(model(), **arguments)
+
+
+class Momentum(hvdkeras.EASGD):
+    """As an author writes it who wants arguments of his own."""
+
+    def __init__(self, keras_model, *, friction=0.5, **arguments):
+        super().__init__(keras_model, **arguments)
+        self.friction = friction
+
+
+def test_a_class_with_arguments_of_its_own_lists_them():
+    parameters = inspect.signature(Momentum).parameters
+    assert next(iter(parameters)) == "keras_model"
+    assert {"friction", "rho", "num_epoch"} <= set(parameters)
+    with pytest.raises(TypeError, match="Momentum has no argument 'fricton'. Did you mean 'friction'"):
+        Momentum(model(), fricton=1)
+    assert Momentum(model(), friction=0.1, rho=2).algorithm().friction == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": "x"}, "seed must be an integer from 0. Received: 'x'"),
+        ({"verbose": "loud"}, "verbose must be 0, 1 or 2. Received: 'loud'"),
+        ({"tensorboard": 3}, "tensorboard must be a path or URL. Received: 3"),
+        ({"stop_at": ["val_loss"]}, r"stop_at must be a dict of numbers by metric. Received: \['val_loss'\]"),
+        (
+            {"stop_at": {"val_loss": "low"}},
+            "stop_at must map metrics to numbers. Received: 'val_loss': 'low'",
+        ),
+        ({"custom_objects": [1]}, "custom_objects must be a dict by name"),
+        ({"features_col": 3}, "features_col must be a column's name"),
+        ({"store": 3}, "store must be a path or URL. Received: 3"),
+        ({"callbacks": [3]}, "callbacks must hold Keras callbacks. Received: 3"),
+        ({"validation_split": 1.5}, "validation_split must lie between 0 and 1. Received: 1.5"),
+        ({"validation_split": "a"}, "validation_split must lie between 0 and 1. Received: 'a'"),
+        ({"max_restarts": -1}, "max_restarts must be an integer from 0. Received: -1"),
+        ({"launch_options": {"start_timout": 3}}, "no option 'start_timout'. Did you mean 'start_timeout'"),
+        ({"launch_options": {"start_timeout": -3}}, "start_timeout must be a positive number .*-3"),
+    ],
+)
+def test_every_value_is_checked_when_a_trainer_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hvdkeras.EASGD(model(), **arguments)
+
+
+def test_a_value_that_is_set_later_is_checked_too():
+    trainer = hvdkeras.EASGD(model(), loss="mse")
+    with pytest.raises(ValueError, match="rho must be a positive number. Received: 0"):
+        trainer.rho = 0
+
+
+def test_the_rule_travels_without_what_the_user_brought():
+    algorithm = hvdkeras.EASGD(
+        model(), loss="mse", rho=2.0, callbacks=[keras.callbacks.Callback()]
+    ).algorithm()
+    assert algorithm.alpha == 0.02
+    assert not {"keras_model", "callbacks", "custom_objects", "history"} & set(vars(algorithm))
+
+
+def test_stages_and_the_local_center_are_importable_from_the_package():
+    from hvdkeras import AccuracyEvaluator, LabelIndexTransformer, LocalCenter, ModelPredictor
+
+    assert ModelPredictor.__module__ == "hvdkeras.predictors"
+    assert LabelIndexTransformer.__module__ == "hvdkeras.transformers"
+    assert AccuracyEvaluator.__module__ == "hvdkeras.evaluators"
+    assert LocalCenter.__module__ == "hvdkeras.center.local"

@@ -1,0 +1,95 @@
+"""The history recorder: what a rank did in each epoch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from hvdkeras.callbacks.position import Position
+from hvdkeras.history.records import RankHistory
+
+logger = logging.getLogger("hvdkeras")
+
+
+class HistoryRecorder(keras.callbacks.Callback):
+    """Fills a `RankHistory`, and logs a line an epoch.
+
+    Args:
+        history: what is filled.
+        position: how far the rank is.
+        center: the center variable, whose telemetry counts the seconds of communication; None without one.
+        verbose: 2 for a line an epoch, less for none.
+        running_logs: what `running_logs` returned in the training that this one resumes.
+    """
+
+    def __init__(
+        self,
+        history: RankHistory,
+        position: Position,
+        center: Any,
+        verbose: int,
+        running_logs: dict[str, float],
+    ) -> None:
+        super().__init__()
+        self._history, self._position, self._center, self._verbose = history, position, center, verbose
+        self._logs: dict[str, float] = {}
+        self._before = running_logs
+
+    def running_logs(self) -> dict[str, float]:
+        """Returns the logs of the epoch under way, the part before an interruption included."""
+        return self._whole(self._logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._logs = logs or {}
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._begun, self._spent = time.perf_counter(), exchange_seconds(self._center)
+        self._telemetry = self._center.telemetry if self._center else {}
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = time.perf_counter() - self._begun
+        spent = exchange_seconds(self._center) - self._spent
+        history = self._history
+        rows = self._position.rows_done
+        history.rows.append(rows)
+        for name, value in self._whole(logs or {}).items():
+            history.metrics.setdefault(name, []).append(float(value))
+        self._logs, self._before = {}, {}
+        for name, value in zip(history.seconds, [seconds - spent.sum(), *spent], strict=True):
+            history.seconds[name].append(float(value))
+        history.learning_rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        if "staleness_sum" in self._telemetry:
+            history.staleness.append(self._increase("staleness_sum") / max(1, self._increase("exchanges")))
+        if self._verbose >= 2:
+            values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+            logger.info(
+                "epoch %d/%d  %s  %.0f samples/s",
+                epoch + 1,
+                self.params["epochs"],
+                values,
+                rows / seconds,
+            )
+
+    def _whole(self, logs: dict[str, float]) -> dict[str, float]:
+        """The mean over the epoch of the logs before an interruption and after it."""
+        if not self._before:
+            return dict(logs)
+        before, now = self._position.rows_before, self._position.rows_done - self._position.rows_before
+        if not logs:
+            return dict(self._before)
+        return {
+            name: (before * self._before[name] + now * value) / (before + now) for name, value in logs.items()
+        }
+
+    def _increase(self, name: str) -> float:
+        return self._center.telemetry[name] - self._telemetry[name]
+
+
+def exchange_seconds(center: Any) -> np.ndarray:
+    """Returns the seconds that a rank has spent in communication and in waiting, shape (2,)."""
+    telemetry = center.telemetry if center else {}
+    return np.array([telemetry.get(f"seconds_{name}", 0.0) for name in ("communication", "waiting")])

@@ -1,0 +1,130 @@
+"""The Keras callbacks of the center, at rank 0, and what they decide: learning rate, weights, stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import keras
+import numpy as np
+
+from hvdkeras.coordination.evaluation import CenterModel
+from hvdkeras.coordination.messages import Arrival
+from hvdkeras.history.records import Evaluation
+from hvdkeras.launch.rank import send
+from hvdkeras.models.vector import has_schedule
+
+logger = logging.getLogger("hvdkeras")
+
+
+def reached(metrics: Mapping[str, float], targets: Mapping[str, float]) -> str | None:
+    """Returns the first target that is reached: losses and errors from above, other metrics from below."""
+    for name, target in targets.items():
+        falls = "loss" in name or "error" in name
+        if metrics[name] <= target if falls else metrics[name] >= target:
+            return name
+    return None
+
+
+class CenterCallbacks:
+    """Runs the center's callbacks on each evaluation, and records it.
+
+    Args:
+        center: the center as a Keras model, on which callbacks work.
+        callbacks: the Keras callbacks.
+        stop_at: metrics of the center and the values at which the training ends.
+        num_epoch: epochs of the training.
+        size: number of ranks.
+        resumed: the manifest of the checkpoint from which the training resumes; empty at a new one.
+
+    Attributes:
+        evaluations: what was evaluated, in order.
+    """
+
+    def __init__(
+        self,
+        center: CenterModel,
+        callbacks: Sequence[Any],
+        stop_at: Mapping[str, float],
+        num_epoch: int,
+        size: int,
+        resumed: Mapping[str, Any],
+    ) -> None:
+        self._center, self._stop_at = center, stop_at
+        self.evaluations = [Evaluation(**each) for each in resumed.get("evaluations", [])]
+        self._start = time.monotonic() - (self.evaluations[-1].seconds if self.evaluations else 0.0)
+        model = center.model
+        model.stop_training = False
+        if resumed.get("learning_rate") is not None:
+            model.optimizer.learning_rate = resumed["learning_rate"]
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=model, epochs=num_epoch, verbose=0, rank=0, num_workers=size
+        )
+
+    def begin(self) -> None:
+        """Starts the callbacks.
+
+        Raises:
+            ValueError: `stop_at` names a metric that the center does not have.
+        """
+        names = self._center.metric_names()
+        if unknown := sorted(set(self._stop_at) - set(names)):
+            raise ValueError(f"stop_at must name metrics of the center, {names}. Received: {unknown}")
+        self._callbacks.on_train_begin()
+        self._callbacks.on_epoch_begin(len(self.evaluations))
+
+    def evaluated(self, totals: Sequence[np.ndarray], arrivals: Sequence[Arrival]) -> dict[str, float]:
+        """Records an evaluation and runs the callbacks on it; returns the center's metrics.
+
+        Args:
+            totals: the metrics' totals of each rank that had validation rows, each of shape `(k,)`.
+            arrivals: the newest report of each rank.
+        """
+        metrics = self._center.metrics(np.sum(totals, axis=0)) if totals else {}
+        logs = {**_mean_logs(arrivals), **metrics}
+        epochs = float(np.mean([arrival.epochs for arrival in arrivals]))
+        number = len(self.evaluations)
+        self.evaluations.append(Evaluation(epochs, time.monotonic() - self._start, metrics))
+        send(self.evaluations[-1])
+        self._callbacks.on_epoch_end(number, logs)
+        if (name := reached(metrics, self._stop_at)) is not None:
+            logger.info("%s is %g: the training ends (stop_at=%g)", name, metrics[name], self._stop_at[name])
+            self._center.model.stop_training = True
+        if not self.wants_stop:
+            self._callbacks.on_epoch_begin(number + 1)
+        return metrics
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether a callback, or `stop_at`, ends the training."""
+        return bool(self._center.model.stop_training)
+
+    def learning_rate(self) -> float | None:
+        """Returns the learning rate of the center's optimizer; None where it follows a schedule."""
+        optimizer = self._center.model.optimizer
+        if has_schedule(optimizer):
+            return None
+        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns what a checkpoint must hold of the evaluations."""
+        return {"evaluations": [asdict(evaluation) for evaluation in self.evaluations]}
+
+    def end(self) -> None:
+        """Ends the callbacks."""
+        self._callbacks.on_train_end()
+
+
+def _mean_logs(arrivals: Sequence[Arrival]) -> dict[str, float]:
+    """The mean of the ranks' logs, weighted by their rows."""
+    arrivals = [each for each in arrivals if each.logs]
+    if not arrivals:
+        return {}
+    rows = [each.rows for each in arrivals]
+    return {
+        name: float(np.average([each.logs[name] for each in arrivals], weights=rows))
+        for name in arrivals[0].logs
+    }

@@ -1,0 +1,133 @@
+"""What is checked on the driver before anything is launched."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from hvdkeras.algorithm import Algorithm, Mode
+from hvdkeras.checkpoint.folder import CheckpointFolder
+from hvdkeras.driver.configuration import Configuration
+from hvdkeras.launch import environment
+from hvdkeras.models import schema, vector
+from hvdkeras.models.recipe import Recipe
+
+logger = logging.getLogger("hvdkeras")
+
+
+def number_of_workers(wanted: int | None, default: int = 2) -> int:
+    """Returns how many ranks train.
+
+    Args:
+        wanted: what the user asked for; None for all ranks of the job that this process is in, or `default`.
+        default: see `wanted`.
+
+    Raises:
+        ValueError: the job has fewer ranks.
+    """
+    job = environment.job()
+    number = wanted or (job.size if job else default)
+    if job and number > job.size:
+        raise ValueError(
+            "num_workers must be at most the number of ranks of the job that the script runs in, "
+            f"{job.size}. Received: {number}"
+        )
+    return number
+
+
+def check_request(configuration: Configuration, validation_data: Any, resume: bool) -> None:
+    """Raises ValueError where arguments of `train` and of the trainer contradict each other."""
+    if validation_data is not None and configuration.validation_split:
+        raise ValueError(
+            "validation_data must be left out where validation_split is given. "
+            f"Received: validation_split={configuration.validation_split}"
+        )
+    if configuration.stop_at and validation_data is None and not configuration.validation_split:
+        raise ValueError("stop_at needs validation_split or validation_data. Received: neither")
+    if configuration.max_restarts and environment.job():
+        raise ValueError(
+            "max_restarts must be 0 in a script that runs under mpirun or horovodrun: who started it "
+            f"restarts it, with resume=True. Received: {configuration.max_restarts}"
+        )
+    if configuration.checkpoint is None and resume:
+        raise ValueError("resume needs checkpoint. Received: checkpoint=None")
+
+
+def checked_recipe(configuration: Configuration) -> Recipe:
+    """Returns the recipe of the model, after the driver has followed it as the ranks will.
+
+    Raises:
+        ValueError: the ranks could not rebuild or compile the model.
+    """
+    model = configuration.keras_model
+    schema.class_weights(model, configuration.class_weight, configuration.columns())
+    try:
+        vector.check_metrics(configuration.metrics)
+        vector.check_metrics(configuration.weighted_metrics)
+        recipe = configuration.recipe()
+        recipe.build()
+    except Exception as error:
+        # Keras puts the configuration of the whole model around the reason, which can fill a screen.
+        reason = str(error).split("Exception encountered: ")[-1].split(" Full object config: ")[0]
+        raise ValueError(
+            "keras_model, worker_optimizer, loss and metrics must survive saving and loading "
+            "(custom_objects names what Keras does not know). Received: "
+            f"{type(model).__name__} {model.name!r}, {type(error).__name__}: {reason}"
+        ) from error
+    return recipe
+
+
+def check_checkpoints(url: str, algorithm: str, resume: bool) -> None:
+    """Makes the folder of checkpoints, and checks that a training may use it.
+
+    Args:
+        url: local folder or URL.
+        algorithm: the name of the training's algorithm.
+        resume: whether the training is to resume from what is there.
+
+    Raises:
+        ValueError: the folder can't be written, holds checkpoints that are not to be resumed, or those of
+            another algorithm.
+    """
+    folder = CheckpointFolder(url)
+    folder.make()
+    found = _algorithm_of(folder)
+    if found is None:
+        return
+    if not resume:
+        raise ValueError(
+            "checkpoint must be a folder without checkpoints, unless resume=True. "
+            f"Received: {folder.url!r}, which holds one of {found}"
+        )
+    if found != algorithm:
+        raise ValueError(
+            f"checkpoint must be one of the same algorithm to resume from, {algorithm}. "
+            f"Received: {folder.url!r}, of {found}"
+        )
+
+
+def check_window(algorithm: Algorithm, steps: int) -> None:
+    """Warns where the communication window is longer than an epoch of `steps` batches."""
+    job = environment.job()
+    is_said_here = job is None or job.rank == 0
+    window = algorithm.communication_window or 0
+    if algorithm.mode is not Mode.INDEPENDENT and is_said_here and window > steps:
+        logger.warning(
+            "communication_window should be at most the %d batches of an epoch: a window ends with its "
+            "epoch. Received: %d",
+            steps,
+            window,
+        )
+
+
+def _algorithm_of(folder: CheckpointFolder) -> str | None:
+    """The algorithm of a complete checkpoint in the folder, or of an ensemble's first member; or None."""
+    for each in (folder, folder.subfolder("model-000")):
+        for number in reversed(each.numbers()):
+            if each.is_complete(number):
+                try:
+                    return each.manifest(number)["algorithm"]
+                except (json.JSONDecodeError, KeyError):
+                    continue  # damaged; an older one may not be
+    return None

@@ -1,0 +1,237 @@
+"""The user's configuration of a training: the arguments that all trainers share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from hvdkeras.arguments import (
+    Declared,
+    argument,
+    dict_by_name,
+    fraction,
+    one_of,
+    optional,
+    path,
+    positive,
+    unknown_name,
+    whole,
+)
+from hvdkeras.data.columns import Column
+from hvdkeras.data.decoding import Decoder
+from hvdkeras.launch import driver
+from hvdkeras.models import schema, vector
+from hvdkeras.models.recipe import Recipe
+
+_COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
+
+
+def _keras_callbacks(name: str, value: Any) -> list[Any]:
+    import keras
+
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list of Keras callbacks. Received: {value!r}")
+    for callback in value or ():
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(f"{name} must hold Keras callbacks. Received: {callback!r}")
+    return list(value or ())
+
+
+def _targets(name: str, value: Any) -> dict[str, float]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict of numbers by metric. Received: {value!r}")
+    for metric, target in (value or {}).items():
+        if isinstance(target, bool) or not isinstance(target, int | float) or not isinstance(metric, str):
+            raise ValueError(f"{name} must map metrics to numbers. Received: {metric!r}: {target!r}")
+    return dict(value or {})
+
+
+def _columns(name: str, value: Any) -> schema.Names:
+    names = value.values() if isinstance(value, Mapping) else schema.as_list(value)
+    if not names or not all(isinstance(each, str) and each for each in names):
+        raise ValueError(f"{name} must be a column's name, a list of them, or a dict. Received: {value!r}")
+    return value
+
+
+def _class_weight(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict of class numbers and weights. Received: {value!r}")
+    return value
+
+
+def _launch_options(name: str, value: Any) -> dict[str, Any]:
+    options = dict_by_name(name, value)
+    known = {"start_timeout": 600.0, "env": None, "mpi_args": None}
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_name(f"{name} has no option", option, known))
+    driver.check_arguments(1, **{**known, **options})
+    return options
+
+
+class Configuration(Declared):
+    """What the user asks for. Every argument is checked whenever it is set, also after the construction.
+
+    Args:
+        keras_model: a built Functional or Sequential Keras model. It is not changed by training.
+        worker_optimizer: a Keras optimizer or its name, one copy for each rank. Default: the model's own
+            if it is compiled, otherwise SGD at `learning_rate`.
+        loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
+            the model's own if it is compiled.
+        metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
+        weighted_metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
+        loss_weights: as in `keras.Model.compile`.
+        num_workers: ranks to train with. Default: 2, or all ranks of the job in which the script runs.
+        batch_size: rows of one step of one rank.
+        num_epoch: passes over the data.
+        features_col: the column of the model's input; a list with one column for each input, or a dict by
+            the inputs' names: those of the Input layers, or the keys of a model that takes a dict.
+        label_col: the column of the labels; a list with one column for each output, or a dict by the
+            outputs' names. Integer labels fit the sparse losses, and the categorical ones too: they are
+            one-hot encoded by the output's size.
+        sample_weight_col: the column of the rows' weights in the loss; a list with one column for each
+            output, or a dict by the outputs' names. Default: all rows count the same.
+        class_weight: weights of the classes in the loss by class number, as in `keras.Model.fit`; classes
+            without an entry count 1. For models with one output, and not beside `sample_weight_col`.
+        decode: by column name, functions that turn the bytes in a row (an image's file, say) into a NumPy
+            array of the shape that the model wants there. The data then holds bytes of any length in these
+            columns: BinaryType, Parquet's binary, a list of bytes. The ranks call them ahead of the training,
+            `threads` at once, each epoch anew. Integers are cast to the input's dtype as they are, not
+            rescaled. Not with `fit`, whose fitted model reads numbers.
+        output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
+        learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
+        seed: of the shuffling and of the ranks' random layers.
+        validation_split: the part of the rows, drawn by `seed`, that is not trained on: after each epoch the
+            ranks evaluate the center on it together. Default: none. `train` takes other data for it.
+        callbacks: Keras callbacks that run on every rank, with the rank's model. Their
+            `params` have `rank` and `num_workers`. The logs of an epoch's end have the center's newest
+            metrics, too.
+        center_callbacks: Keras callbacks that run once, at rank 0, with the center as their model: after each
+            evaluation of the center Keras calls their `on_epoch_end`, with the center's metrics and the mean
+            of the ranks' logs. What they set `model.optimizer.learning_rate` and `model.stop_training` to
+            holds for all ranks, and the weights that they leave in the model are the result.
+        center_window: communication windows between two evaluations of the center. Default: one an epoch.
+        stop_at: metrics of the center with values, such as `{"val_accuracy": 0.95}`: the training ends as
+            soon as an evaluation reaches one. Names with "loss" or "error" in them are reached from above.
+        checkpoint: a folder or URL that the driver and all ranks see, where the training is saved so that
+            `train(..., resume=True)` can go on with it. Default: nothing is saved.
+        checkpoint_minutes: minutes between two checkpoints. Default: one with each evaluation of the center.
+        checkpoints_kept: how many checkpoints remain; older ones are deleted. The default, 3, leaves two
+            where the newest holds a model that has diverged.
+        max_restarts: how often a training that lost a rank resumes by itself from its last checkpoint.
+        tensorboard: a folder for TensorBoard's logs of the center and of each rank.
+        store: a folder or URL (anything that fsspec opens) that the driver and all ranks see. The data is
+            laid out for the ranks in a new folder in it, which is removed after the training. Default: a
+            temporary folder of this machine.
+        custom_objects: classes and functions by name that the model needs and that are not registered
+            with Keras.
+        threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
+        timeout: seconds that a rank waits for another before it gives up with an error that says so.
+        verbose: 0 is silent; 1 shows the progress on stderr, as a bar in terminals and notebooks, elsewhere
+            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and what mpirun
+            says.
+        timeline: a path or URL (anything that fsspec opens) on the driver's side, where a timeline of what
+            each rank did is written after the training, for chrome://tracing and https://ui.perfetto.dev.
+            Default: none. A rank keeps its first 20,000 events, two or three for each window.
+        launch_options: further arguments for `hvdkeras.launch.spark.run` or `hvdkeras.launch.local.run`:
+            `start_timeout`, `env`, `mpi_args`.
+
+    Raises:
+        TypeError: for an argument that the class does not have; the message has the nearest names.
+        ValueError: for a count that is not a positive integer, a rate that is not a positive number, or
+            arguments that make no sense without each other.
+    """
+
+    worker_optimizer: Any = argument(None)
+    loss: Any = argument(None)
+    metrics: Sequence[Any] | Mapping[str, Any] | None = argument(None)
+    weighted_metrics: Sequence[Any] | Mapping[str, Any] | None = argument(None)
+    loss_weights: Sequence[float] | Mapping[str, float] | None = argument(None)
+    num_workers: int | None = argument(None, optional(positive(int)))
+    batch_size: int = argument(32, positive(int))
+    num_epoch: int = argument(1, positive(int))
+    features_col: schema.Names = argument("features", _columns)
+    label_col: schema.Names = argument("label", _columns)
+    sample_weight_col: schema.Names | None = argument(None, optional(_columns))
+    class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
+    decode: Mapping[str, Decoder] | None = argument(None, dict_by_name)
+    output_col: str | Sequence[str] = argument("prediction", _columns)
+    learning_rate: float = argument(0.01, positive(float))
+    seed: int = argument(0, whole)
+    validation_split: float | None = argument(None, optional(fraction()))
+    callbacks: Sequence[Any] = argument((), _keras_callbacks)
+    center_callbacks: Sequence[Any] = argument((), _keras_callbacks)
+    center_window: int | None = argument(None, optional(positive(int)))
+    stop_at: Mapping[str, float] | None = argument(None, _targets)
+    checkpoint: str | os.PathLike | None = argument(None, optional(path))
+    checkpoint_minutes: float | None = argument(None, optional(positive(float)))
+    checkpoints_kept: int = argument(3, positive(int))
+    max_restarts: int = argument(0, whole)
+    tensorboard: str | os.PathLike | None = argument(None, optional(path))
+    store: str | os.PathLike | None = argument(None, optional(path))
+    custom_objects: Mapping[str, Any] | None = argument(None, dict_by_name)
+    threads: int | None = argument(None, optional(positive(int)))
+    timeout: float = argument(600.0, positive(float))
+    verbose: int = argument(1, one_of(0, 1, 2))
+    timeline: str | os.PathLike | None = argument(None, optional(path))
+    launch_options: Mapping[str, Any] | None = argument(None, _launch_options)
+
+    uses_compiled_optimizer = True
+    """Whether the optimizer of a compiled model is used where `worker_optimizer` is not given."""
+
+    def __init__(self, keras_model: Any, **arguments: Any) -> None:
+        super().__init__()
+        self.keras_model = keras_model
+        self.set_arguments(arguments)
+        self._take_what_the_model_is_compiled_with()
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raises ValueError where arguments make no sense without each other."""
+        for name in ("checkpoint_minutes", "max_restarts"):
+            if getattr(self, name) and self.checkpoint is None:
+                raise ValueError(f"{name} needs checkpoint. Received: checkpoint=None")
+        names = (
+            [
+                *schema.input_columns(self.keras_model, self.features_col),
+                *schema.output_columns(self.keras_model, self.label_col),
+            ]
+            if self.decode
+            else []
+        )
+        if not all(map(callable, self.decode.values())) or self.decode.keys() - set(names):
+            raise ValueError(
+                f"decode must be a dict of functions by the names of columns that are read, {names}. "
+                f"Received: {self.decode!r}"
+            )
+
+    def default_optimizer(self) -> Any:
+        """Returns the optimizer of ranks, or its configuration, where `worker_optimizer` is not given."""
+        return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
+
+    def recipe(self) -> Recipe:
+        """Returns the model and what it is compiled with, as they travel to ranks."""
+        optimizer = self.default_optimizer() if self.worker_optimizer is None else self.worker_optimizer
+        return Recipe.of(
+            self.keras_model,
+            optimizer,
+            self.loss,
+            self.metrics,
+            self.weighted_metrics,
+            self.loss_weights,
+            self.custom_objects,
+        )
+
+    def columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
+        """Returns the columns that a training reads of data whose columns `scalars` hold one number a row."""
+        columns = self.features_col, self.label_col, scalars, self.sample_weight_col
+        return schema.columns(self.keras_model, self.loss, *columns)
+
+    def _take_what_the_model_is_compiled_with(self) -> None:
+        compiled = vector.compile_arguments(self.keras_model)
+        for name in _COMPILED:
+            if getattr(self, name) is None:
+                setattr(self, name, compiled.get(name))
+        if self.worker_optimizer is None and self.uses_compiled_optimizer:
+            self.worker_optimizer = compiled.get("optimizer")

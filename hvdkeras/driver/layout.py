@@ -1,0 +1,54 @@
+"""The data laid out as shards for the ranks, and removed after the training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from hvdkeras.data import decoding, sources
+from hvdkeras.data.shards import Shards
+from hvdkeras.driver.configuration import Configuration
+from hvdkeras.launch import environment, local
+
+
+@contextlib.contextmanager
+def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
+    """Yields the data as shards, which are removed at the end if they were written here.
+
+    Raises:
+        ValueError: the data is not of a known kind, or does not fit the model.
+    """
+    if sources.is_dataframe(data) and environment.job():
+        raise ValueError(
+            "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
+            "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
+        )
+    decode = configuration.decode
+    columns = tuple(
+        replace(column, encoded=column.name in decode)
+        for column in configuration.columns(sources.scalar_columns(data) - decode.keys())
+    )
+    if isinstance(data, Shards):
+        data.check_columns(columns)
+        shards, is_ours = data, False
+    else:
+        shards, is_ours = local.once(sources.write, data, columns, configuration.store), True
+    try:
+        if decode:
+            local.once(decoding.check_decode, shards, decode)
+        yield shards
+    finally:
+        if is_ours:
+            local.once(shards.remove)
+
+
+@contextlib.contextmanager
+def optionally_laid_out(configuration: Configuration, data: Any) -> Iterator[Shards | None]:
+    """As `laid_out`; yields None for None."""
+    if data is None:
+        yield None
+        return
+    with laid_out(configuration, data) as shards:
+        yield shards

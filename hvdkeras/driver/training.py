@@ -1,0 +1,174 @@
+"""A training from the user's call to its result: check, lay out the data, launch, put the result together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from hvdkeras.algorithm import Algorithm
+from hvdkeras.data import sources
+from hvdkeras.data.rows import split
+from hvdkeras.data.shards import Shards
+from hvdkeras.driver import checks
+from hvdkeras.driver.configuration import Configuration
+from hvdkeras.driver.launching import launch
+from hvdkeras.driver.layout import laid_out, optionally_laid_out
+from hvdkeras.history import History, timeline
+from hvdkeras.launch import local
+from hvdkeras.models import vector
+from hvdkeras.models.recipe import Recipe
+from hvdkeras.rank.worker import Result
+from hvdkeras.spec import CheckpointSpec, DataSpec, EnsembleSpec, OversightSpec, TrainingSpec
+
+logger = logging.getLogger("hvdkeras")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `train`.
+
+    Attributes:
+        data: what to train on.
+        shuffle: whether each epoch deals all rows out anew.
+        validation_data: more data, to evaluate the center on; None without.
+        resume: whether to continue from the newest checkpoint.
+    """
+
+    data: Any
+    shuffle: bool
+    validation_data: Any
+    resume: bool
+
+
+def train(
+    configuration: Configuration,
+    algorithm: Algorithm,
+    ensemble: EnsembleSpec | None,
+    num_workers: int,
+    request: Request,
+) -> tuple[list[Any], History]:
+    """Trains copies of the model; returns them, compiled, and the history.
+
+    Args:
+        configuration: what the user asks for.
+        algorithm: as it travels to the ranks.
+        ensemble: what to train instead of one model.
+        num_workers: ranks that train.
+        request: the user's call.
+
+    Raises:
+        ValueError: an argument, a column or the data does not fit; nothing was launched then.
+        TrainingError: a rank failed.
+    """
+    started = time.monotonic()
+    checks.check_request(configuration, request.validation_data, request.resume)
+    recipe = checks.checked_recipe(configuration)
+    if configuration.checkpoint is not None:
+        name = type(algorithm).__name__
+        local.once(checks.check_checkpoints, configuration.checkpoint, name, request.resume)
+    if configuration.timeline is not None:
+        local.once(timeline.check, configuration.timeline)
+    with (
+        laid_out(configuration, request.data) as shards,
+        optionally_laid_out(configuration, request.validation_data) as validation,
+    ):
+        _check_rows(configuration, algorithm, num_workers, shards)
+        data = _data_spec(configuration, shards, validation, request.shuffle)
+        spec = TrainingSpec(
+            algorithm=algorithm,
+            recipe=recipe,
+            data=data,
+            oversight=_oversight_spec(configuration),
+            checkpoint=_checkpoint_spec(configuration, request.resume),
+            ensemble=ensemble,
+            num_workers=num_workers,
+            num_epoch=configuration.num_epoch,
+            threads=configuration.threads,
+            timeout=configuration.timeout,
+        )
+        results, restarts = launch(configuration, spec, on_spark=sources.is_dataframe(request.data))
+    history = _history(results, time.monotonic() - started, shards.rows, restarts)
+    if configuration.timeline is not None:
+        _write_timeline(history, configuration.timeline)
+    return _models(recipe, results[0]), history
+
+
+def _check_rows(configuration: Configuration, algorithm: Algorithm, num_workers: int, shards: Shards) -> None:
+    chosen = None
+    if configuration.validation_split:
+        chosen, _ = split(shards.rows, configuration.validation_split, configuration.seed)
+    shards.check_rows(num_workers, chosen)
+    rows = shards.rows if chosen is None else len(chosen)
+    checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
+
+
+def _data_spec(
+    configuration: Configuration, shards: Shards, validation: Shards | None, shuffle: bool
+) -> DataSpec:
+    return DataSpec(
+        shards=shards,
+        validation=validation,
+        validation_split=configuration.validation_split,
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
+        shuffle=shuffle,
+        decode=configuration.decode,
+        class_weight=configuration.class_weight,
+    )
+
+
+def _oversight_spec(configuration: Configuration) -> OversightSpec:
+    return OversightSpec(
+        callbacks=configuration.callbacks,
+        center_callbacks=configuration.center_callbacks,
+        center_window=configuration.center_window,
+        stop_at=configuration.stop_at,
+        tensorboard=configuration.tensorboard,
+        keeps_events=configuration.timeline is not None,
+        verbose=configuration.verbose,
+    )
+
+
+def _checkpoint_spec(configuration: Configuration, resume: bool) -> CheckpointSpec | None:
+    if configuration.checkpoint is None:
+        return None
+    return CheckpointSpec(
+        url=configuration.checkpoint,
+        minutes=configuration.checkpoint_minutes,
+        kept=configuration.checkpoints_kept,
+        resume=resume,
+    )
+
+
+def _history(results: list[Result], seconds: float, rows: int, restarts: list[str]) -> History:
+    ranks = [history for result in results for history in result.histories]
+    evaluations = [evaluation for result in results for evaluation in result.evaluations]
+    return History(
+        sorted(ranks, key=lambda history: (history.member, history.rank)),
+        seconds,
+        rows,
+        sorted(evaluations, key=lambda evaluation: (evaluation.member, evaluation.seconds)),
+        restarts,
+        [line for result in results for line in result.skipped_checkpoints],
+    )
+
+
+def _write_timeline(history: History, path: str) -> None:
+    """Writes the timeline; an error must not cost the model that was trained."""
+    try:
+        local.once(history.timeline, path)
+    except Exception:
+        logger.warning("the timeline was not written: history.timeline(path) does it", exc_info=True)
+
+
+def _models(recipe: Recipe, result: Result) -> list[Any]:
+    """Models of this process with the weights that the ranks trained."""
+    models = []
+    for weights, statistics in zip(result.weights, result.statistics, strict=True):
+        model = recipe.build()
+        vector.assign(model.trainable_variables, weights)
+        vector.assign(vector.averaged_variables(model), statistics)
+        models.append(model)
+    return models

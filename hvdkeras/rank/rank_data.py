@@ -1,0 +1,69 @@
+"""A rank's rows: those that it trains on, and its share of those that all ranks evaluate on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvdkeras.callbacks.feed import Feed
+from hvdkeras.data.decoding import DecodedRows
+from hvdkeras.data.rows import Rows, split
+from hvdkeras.rank.place import Place
+from hvdkeras.spec import DataSpec, EnsembleSpec
+
+
+class RankData:
+    """The rows of one rank.
+
+    Args:
+        data: the rows of the training.
+        place: this rank.
+        ensemble: the ensemble that is trained; None for one model.
+
+    Attributes:
+        training: the rows that this rank trains on.
+    """
+
+    def __init__(self, data: DataSpec, place: Place, ensemble: EnsembleSpec | None) -> None:
+        self._data, self._place = data, place
+        chosen, self._held_out = None, None
+        if data.validation_split is not None:
+            chosen, self._held_out = split(data.shards.rows, data.validation_split, data.seed)
+        part, parts, seed = place.comm.rank, place.comm.size, data.seed
+        if ensemble is not None:
+            part, parts = (place.member, ensemble.members) if ensemble.partition else (0, 1)
+            # On all rows, another seed gives each member an order of its own.
+            seed += place.member
+        rows = Rows(data.shards, part, parts, data.batch_size, seed, data.shuffle, chosen)
+        self.training = self._decoded(rows)
+
+    def validation_feed(self, model: Any) -> Feed | None:
+        """Returns this rank's share of the rows to evaluate `model` on; None where it has none."""
+        data, comm = self._data, self._place.comm
+        if not data.is_evaluated:
+            return None
+        shards = data.validation or data.shards
+        total = shards.rows if self._held_out is None else len(self._held_out)
+        sharing = min(comm.size, total)
+        if comm.rank >= sharing:
+            return None
+        rows = Rows(shards, comm.rank, sharing, data.batch_size, data.seed, False, self._held_out)
+        return Feed(self._decoded(rows), model)
+
+    def order(self, communication_window: int | None) -> dict[str, Any]:
+        """Returns what decides which rows make up which batch.
+
+        With another order an epoch can't be resumed in its middle.
+        """
+        data = self._data
+        held_out = 0 if self._held_out is None else len(self._held_out)
+        return {
+            "rows": data.shards.rows - held_out,
+            "batch_size": data.batch_size,
+            "communication_window": communication_window,
+            "seed": data.seed,
+            "shuffle": data.shuffle,
+        }
+
+    def _decoded(self, rows: Rows) -> Rows | DecodedRows:
+        decode = self._data.decode
+        return DecodedRows(rows, decode, self._place.threads) if decode else rows

@@ -1,0 +1,196 @@
+"""The training of one model on this rank, from its rows to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from hvdkeras.algorithm import Mode
+from hvdkeras.callbacks.distance import Distance
+from hvdkeras.callbacks.events import Events
+from hvdkeras.callbacks.exchange import Exchange
+from hvdkeras.callbacks.feed import Feed
+from hvdkeras.callbacks.progress import ProgressSender
+from hvdkeras.callbacks.recording import HistoryRecorder
+from hvdkeras.center import ReplicatedCenter, WindowCenter, mean
+from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
+from hvdkeras.coordination.evaluation import CenterModel
+from hvdkeras.data.decoding import DecodedRows
+from hvdkeras.data.rows import Rows
+from hvdkeras.history.records import Evaluation, RankHistory
+from hvdkeras.models import schema
+from hvdkeras.rank import gradients, resuming
+from hvdkeras.rank.oversight import Oversight, tensorboard
+from hvdkeras.rank.place import Place
+from hvdkeras.rank.rank_data import RankData
+from hvdkeras.rank.replica import Replica
+from hvdkeras.spec import TrainingSpec
+
+
+@dataclass
+class Trained:
+    """What a rank has of a training; the weights of rank 0 are the result.
+
+    Attributes:
+        weights: the trainable weights, shape `(n,)`.
+        statistics: the averaged variables, shape `(m,)`.
+        evaluations: the evaluations of the center; empty except at rank 0.
+        skipped_checkpoints: damaged checkpoints that were not resumed from, a line each, at rank 0.
+    """
+
+    weights: np.ndarray
+    statistics: np.ndarray
+    evaluations: list[Evaluation]
+    skipped_checkpoints: tuple[str, ...]
+
+
+def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
+    """Trains one model, together with the ranks of `place.comm`, which all call this.
+
+    Args:
+        spec: the training.
+        place: this rank.
+        history: where the training is recorded.
+    """
+    data = RankData(spec.data, place, spec.ensemble)
+    rows, steps = data.training, _window_steps(spec, data.training)
+    replica = _replica(spec, place, rows, history, steps)
+    folder = _checkpoint_folder(spec, place)
+    order = data.order(spec.algorithm.communication_window)
+    start = resuming.start(spec, place, folder, replica, order)
+    with _center(spec, place, replica.weights.read() if start.center is None else start.center) as center:
+        exchange = _exchange(spec, replica, center, start)
+        recorder = HistoryRecorder(
+            history, replica.position, center, spec.oversight.verbose, start.running_logs
+        )
+        callbacks = [*spec.oversight.callbacks, *tensorboard(spec.oversight.tensorboard, place.log_name)]
+        oversight = None
+        if spec.is_watched:
+
+            def save(number: int) -> list[WrittenFile]:
+                rule_state = exchange.state if exchange else None
+                state = replica.state(rule_state, recorder.running_logs())
+                return state.write(folder, number, place.comm.rank)
+
+            model = spec.recipe.build(steps_per_execution=steps)
+            center_model = CenterModel(model, data.validation_feed(model))
+            if start.center is not None:
+                center_model.load(start.center[0], start.statistics)
+            contents = center.contents if center else lambda: np.array(replica.weights.read()[np.newaxis])
+            oversight = Oversight(spec, place, replica, center_model, contents)
+            facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
+            callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
+        measures = _measures(spec, replica, center, exchange)
+        _fit(spec, replica, rows, [*measures, recorder, *callbacks], bool(start.manifest.get("stopped")))
+        weights, statistics = _result(spec, place, replica, center, oversight)
+        history.telemetry = dict(center.telemetry) if center else {}
+    evaluations = oversight.evaluations if oversight else []
+    return Trained(weights, statistics, evaluations, start.skipped)
+
+
+def _window_steps(spec: TrainingSpec, rows: Rows | DecodedRows) -> int:
+    return min(spec.algorithm.communication_window or rows.steps, rows.steps)
+
+
+def _replica(
+    spec: TrainingSpec, place: Place, rows: Rows | DecodedRows, history: RankHistory, steps: int
+) -> Replica:
+    """The compiled model, its random layers seeded by rank; an ensemble's with initial weights of its own."""
+    algorithm = spec.algorithm
+    keras.utils.set_random_seed(spec.data.seed + place.number)
+    model = spec.recipe.build(steps_per_execution=steps, fresh=place.member is not None)
+    more: Sequence[Any] = ()
+    if algorithm.mode is Mode.GRADIENTS:
+        more = gradients.average(model, rows, place.comm, algorithm.gradient_averaging, spec.timeout)
+    size = place.comm.size
+    return Replica(model, rows, history, more, lambda epochs: algorithm.learning_rate_factor(epochs, size))
+
+
+def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | None:
+    if spec.checkpoint is None:
+        return None
+    folder = CheckpointFolder(spec.checkpoint.url)
+    return folder if place.member is None else folder.subfolder(f"model-{place.member:03d}")
+
+
+@contextlib.contextmanager
+def _center(spec: TrainingSpec, place: Place, contents: np.ndarray) -> Iterator[Any]:
+    """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
+    algorithm, comm = spec.algorithm, place.comm
+    if algorithm.mode is Mode.SYNCHRONOUS:
+        center = ReplicatedCenter(comm, np.atleast_2d(contents)[0], timeout=spec.timeout)
+    elif algorithm.mode is Mode.ASYNCHRONOUS:
+        center = WindowCenter(comm, contents, slots=algorithm.center_slots, timeout=spec.timeout)
+    else:
+        yield None
+        return
+    yield center
+    # Not after an exception: the other ranks don't answer then, and the launcher ends all.
+    center.free()
+
+
+def _exchange(spec: TrainingSpec, replica: Replica, center: Any, start: resuming.Start) -> Exchange | None:
+    if center is None:
+        return None
+    state = spec.algorithm.begin(center.pull()) if start.rule_state is None else start.rule_state
+    return Exchange(spec.algorithm, center, replica.weights, replica.position, state)
+
+
+def _measures(spec: TrainingSpec, replica: Replica, center: Any, exchange: Exchange | None) -> list[Any]:
+    """The exchange, between the callbacks that measure around it, in the order in which they must run."""
+    position, history = replica.position, replica.history
+    callbacks: list[Any] = []
+    if exchange is not None:
+        callbacks += [Distance(history, center, replica.weights, position), exchange]
+    if spec.oversight.keeps_events:
+        callbacks.append(Events(history, center))
+    if spec.oversight.verbose:
+        callbacks.append(ProgressSender(history.member, position))
+    return callbacks
+
+
+def _fit(
+    spec: TrainingSpec, replica: Replica, rows: Rows | DecodedRows, callbacks: list[Any], is_over: bool
+) -> None:
+    epochs, position, model = spec.num_epoch, replica.position, replica.model
+    feed = Feed(rows, model, position.epoch, position.first_step)
+    with warnings.catch_warnings():
+        # A resumed epoch is shorter than Keras knows.
+        warnings.filterwarnings("ignore", "Your input ran out of data")
+        model.fit(
+            feed.dataset(),
+            initial_epoch=epochs if is_over else position.epoch,
+            epochs=epochs,
+            verbose=0,
+            shuffle=False,
+            class_weight=schema.class_weights(model, spec.data.class_weight, rows.columns),
+            callbacks=keras.callbacks.CallbackList(
+                [feed, position, replica.learning_rate, *callbacks],
+                add_history=True,
+                model=model,
+                epochs=epochs,
+                steps=position.steps,
+                verbose=0,
+                rank=replica.history.rank,
+                num_workers=spec.num_workers,
+            ),
+        )
+
+
+def _result(
+    spec: TrainingSpec, place: Place, replica: Replica, center: Any, oversight: Oversight | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The trained weights and averaged variables, once all ranks have contributed theirs."""
+    watched = oversight.finish() if oversight else None
+    if spec.algorithm.mode is Mode.ASYNCHRONOUS:
+        center.finish()
+    if oversight:
+        return watched or (replica.weights.read(), replica.statistics.read())
+    weights = center.pull() if center else replica.weights.read()
+    return weights, mean(place.comm, replica.statistics.read(), spec.timeout)
