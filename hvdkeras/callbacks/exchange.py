@@ -74,7 +74,7 @@ class Distance(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self._position.step == self._position.steps:
             # Not by a pull, which the staleness of what follows would notice.
-            center = self._center.contents()[0]
+            center = self._center.contents().center
             self._distance = float(np.linalg.norm(self._weights.read() - center))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

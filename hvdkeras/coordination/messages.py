@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.mpi.waiting import duplicate, wait
+from hvdkeras.mpi.collectives import duplicate
+from hvdkeras.mpi.waiting import wait
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Post:
     """
 
     def __init__(self, comm: MPI.Comm, timeout: float) -> None:
-        self._comm, self._timeout = duplicate(comm, timeout), timeout
+        self._comm, self._timeout = duplicate(comm, timeout, f"all {comm.size} ranks to begin"), timeout
         self._sending: list[MPI.Request] = []
         self._coming: list[tuple[int, MPI.Request]] = []
         self.received = 0

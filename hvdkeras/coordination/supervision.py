@@ -19,7 +19,7 @@ from hvdkeras.coordination.messages import Opening, Rounds
 from hvdkeras.coordination.participant import Agreement, Pace, Watch
 from hvdkeras.history.records import Look
 from hvdkeras.models.vector import FlatWeights
-from hvdkeras.mpi.waiting import broadcast
+from hvdkeras.mpi.collectives import broadcast
 
 
 @dataclass

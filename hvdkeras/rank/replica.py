@@ -13,7 +13,8 @@ import numpy as np
 
 from hvdkeras.callbacks.exchange import Distance, Events, Exchange, Record, Tell
 from hvdkeras.callbacks.feed import Feed
-from hvdkeras.center import ReplicatedCenter, WindowCenter, mean
+from hvdkeras.center.replicated import ReplicatedCenter
+from hvdkeras.center.window import WindowCenter
 from hvdkeras.checkpoint.folder import Checkpoints
 from hvdkeras.checkpoint.rank_state import Position, Standing
 from hvdkeras.coordination.evaluation import CenterModel
@@ -24,7 +25,7 @@ from hvdkeras.data.rows import Rows, split
 from hvdkeras.history.records import Look, RankHistory
 from hvdkeras.models import schema as signature
 from hvdkeras.models.vector import FlatWeights, averaged_variables
-from hvdkeras.mpi.waiting import broadcast
+from hvdkeras.mpi.collectives import broadcast, mean
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -142,7 +143,10 @@ class Replica:
         if supervision:
             return result or (self._trainable.read(), self._other.read())
         trainable = center.pull() if center else self._trainable.read()
-        return trainable, mean(self._comm, self._other.read(), self._trainer.timeout)
+        other = mean(
+            self._comm, self._other.read(), self._trainer.timeout, "the other ranks' averaged variables"
+        )
+        return trainable, other
 
     def _chosen_rows(self) -> Rows | DecodedRows:
         trainer, shards, comm = self._trainer, self._job.shards, self._comm
@@ -235,11 +239,12 @@ class Replica:
         if trainer.synchronous is None:
             yield None
             return
+        initial, *saved = np.atleast_2d(contents)
         if trainer.synchronous:
-            center = ReplicatedCenter(self._comm, np.atleast_2d(contents)[0], timeout=trainer.timeout)
+            center = ReplicatedCenter(self._comm, initial, timeout=trainer.timeout)
         else:
-            slots = trainer.center_slots
-            center = WindowCenter(self._comm, contents, slots=slots, timeout=trainer.timeout)
+            slots = np.array(saved) if saved else trainer.center_slots
+            center = WindowCenter(self._comm, initial, slots=slots, timeout=trainer.timeout)
         yield center
         # Not after an exception: the others don't answer then, and the launcher ends them all.
         center.free()
@@ -269,7 +274,10 @@ class Replica:
         model = self._trainer.compiled_model(steps_per_execution=steps)
 
         def contents() -> np.ndarray:
-            return center.contents() if center else np.array(self._trainable.read()[np.newaxis])
+            if center is None:
+                return np.array(self._trainable.read()[np.newaxis])
+            held = center.contents()
+            return np.vstack([held.center, held.slots])
 
         def save(number: int) -> None:
             self._standing.rule_state = exchange[0].state if exchange else None

@@ -103,7 +103,7 @@ class SynchronousSGD(Trainer):
     def prepare(self, model: Any, rows: Any, comm: Any) -> Sequence[Any]:
         import tensorflow as tf
 
-        from hvdkeras.mpi.waiting import gathered
+        from hvdkeras.mpi.collectives import gathered
         from hvdkeras.rank import gradients
 
         # XLA can't call out to MPI.
