@@ -21,7 +21,8 @@ from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.participant import Pace
 from hvdkeras.coordination.supervision import Supervision
 from hvdkeras.data.decoding import DecodedRows
-from hvdkeras.data.rows import Rows, split
+from hvdkeras.data.rows import Rows
+from hvdkeras.data.split import Split
 from hvdkeras.history.records import Look, RankHistory
 from hvdkeras.models import schema as signature
 from hvdkeras.models.vector import FlatWeights, averaged_variables
@@ -152,7 +153,8 @@ class Replica:
         trainer, shards, comm = self._trainer, self._job.shards, self._comm
         chosen = None
         if trainer.validation_split:
-            chosen, self._held_out = split(shards.rows, trainer.validation_split, trainer.seed)
+            split = Split(shards.rows, trainer.validation_split, trainer.seed)
+            chosen, self._held_out = split.indices()
         part, parts, seed = comm.rank, comm.size, trainer.seed
         if self._member is not None:
             part, parts = (self._member, self._members) if trainer.partition else (0, 1)

@@ -14,8 +14,8 @@ import numpy as np
 from hvdkeras.checkpoint.folder import Checkpoints
 from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
-from hvdkeras.data.rows import split
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.split import Split
 from hvdkeras.history import progress, timeline
 from hvdkeras.history.questions import Recorded
 from hvdkeras.history.records import History
@@ -134,11 +134,11 @@ class Trainer(Recorded, Arguments):
         with self._shards(data) as shards, self._validation_shards(validation_data) as validation:
             for laid_out in filter(None, (shards, validation) if self.decode else ()):
                 local.once(decoding.check_decode, laid_out, self.decode)
-            chosen = None
+            rows = shards.rows
             if self.validation_split:
-                chosen, _ = split(shards.rows, self.validation_split, self.seed)
-            shards.check_rows(num_workers, chosen)
-            self._check_window(shards.rows if chosen is None else len(chosen), num_workers)
+                rows = Split(rows, self.validation_split, self.seed).training_rows
+            shards.check_rows(num_workers, rows)
+            self._check_window(rows, num_workers)
             launch = spark.run if sources.is_dataframe(data) else local.run
             job = worker.Job(shards, validation, shuffle, num_workers, resume)
             results, restarts = self._launched(launch, job)
