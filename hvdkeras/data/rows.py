@@ -23,7 +23,7 @@ from hvdkeras.data.store import local_path, map_rows, open_filesystem
 _BLOCK_BYTES = 4 << 20
 _BLOCK_PIECES = 2
 _MOST_BYTES = 32 << 20
-# Bytes to which TensorFlow requires memory to be aligned, if it shall use the memory without a copy.
+# TensorFlow uses memory without a copy if it is aligned to so many bytes.
 _ALIGNMENT = 64
 
 
@@ -95,7 +95,7 @@ class Rows:
             self._bounds, self._pieces = _map(shards, first, last + 1)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"rank {rank} on {socket.gethostname()} does not see the shards in {shards.url} "
+                f"rank {rank} on {socket.gethostname()} does not find the shards in {shards.url} "
                 f"({error}). Give a folder or URL that all hosts share as store"
             ) from error
         # An encoded column counts with its size after decoding.
@@ -169,8 +169,7 @@ class Rows:
         return tuple(taken[column] for column in self.columns)
 
     def _by_piece(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Returns, for each piece that has some of the rows: its number, their places in `rows`, their
-        numbers in the piece."""
+        """Groups rows by piece: the piece's number, their places in `rows`, their numbers in the piece."""
         ascending = np.argsort(rows)
         cuts = np.searchsorted(rows, self._bounds, sorter=ascending)
         places = [ascending[low:high] for low, high in itertools.pairwise(cuts)]

@@ -83,7 +83,7 @@ class Shards:
         """Raises DataError unless the shards have the columns that a model requires, in this order."""
         if self.columns != tuple(columns):
             raise DataError(
-                f"the shards in {self.url} must hold what the model wants: "
+                f"the shards in {self.url} must have the columns that the model requires: "
                 f"{'; '.join(map(_shown, columns))}. Received: {'; '.join(map(_shown, self.columns))}"
             )
 

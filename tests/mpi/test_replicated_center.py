@@ -73,7 +73,7 @@ def waits():
     time.sleep(0.2)
     seen["reduced between two verbs"] = center._request is None
 
-    # Rank 1 comes too late for rank 0's patience; the reduction still completes afterwards.
+    # Rank 1 pushes after rank 0's timeout; the reduction still completes afterwards.
     comm.Barrier()
     if comm.rank == 1:
         center.pull()

@@ -70,7 +70,7 @@ def test_exchanges_of_a_chunk_come_one_after_the_other(on_new_ranks, size):
 
 
 def readers_and_writers(length, seconds):
-    """The first half of the ranks writes, each by another verb; the others look for torn chunks."""
+    """The first half of the ranks writes, each by another verb; the others read and count torn chunks."""
     from mpi4py import MPI
 
     from hvdkeras.center.window import WindowCenter

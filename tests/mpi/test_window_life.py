@@ -12,7 +12,7 @@ pytestmark = pytest.mark.mpi
 
 
 def finishing():
-    """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 stands still."""
+    """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 does nothing."""
     from mpi4py import MPI
 
     from hvdkeras.center.window import WindowCenter
@@ -163,7 +163,7 @@ def test_shared_memory_is_looked_at_before_it_is_taken(on_new_ranks, tmp_path):
 
 
 def stuck_in_rule(how):
-    """Rank 1 holds a lock and does not come back; the others stand before it."""
+    """Rank 1 never releases a lock; the others wait for it."""
     import signal
 
     from mpi4py import MPI

@@ -197,7 +197,8 @@ def test_shards_of_other_columns_are_refused():
     shards = write_arrays(data(3), COLUMNS)
     shards.check_columns(COLUMNS)
     with pytest.raises(
-        DataError, match=r"must hold what the model wants: 'x' with 3 finite.*Received: 'x' with 2"
+        DataError,
+        match=r"must have the columns that the model requires: 'x' with 3 finite.*Received: 'x' with 2",
     ):
         shards.check_columns([Column("x", (3,), "float32"), COLUMNS[1]])
     shards.remove()

@@ -207,7 +207,7 @@ def test_a_rank_that_does_not_see_the_store(tmp_path):
     shards = write_arrays({"x": np.ones((4, 3)), "y": np.arange(4)}, COLUMNS, tmp_path)
     shards.remove()
     with pytest.raises(
-        FileNotFoundError, match=rf"rank 1 on .* does not see the shards in {shards.url}.*store"
+        FileNotFoundError, match=rf"rank 1 on .* does not find the shards in {shards.url}.*store"
     ):
         Rows(shards, 1, 2, 2, seed=0)
 
