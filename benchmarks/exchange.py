@@ -6,9 +6,9 @@
 
 One rank alone: `pull` against np.copyto, `push` against np.add, over vectors of the same size, and the
 elastic exchange against its arithmetic (two subtractions, a product, a sum) done by NumPy in place and block
-by block, without locks and copies. Where ranks sit on several hosts, pull and push stand against Send and
+by block, without locks and copies. Where ranks are on several hosts, pull and push are compared with Send and
 Recv of the vector between rank 0 and the acting rank, the elastic exchange against one there and one back.
-Then all ranks at once, the center at rank 0 or spread over them, and how evenly they come to their turn
+Then all ranks at once, the center at rank 0 or spread over them, and how evenly they exchange
 (fewest over most exchanges of a rank). GB/s is the size of the vector over the median time of a call.
 """
 

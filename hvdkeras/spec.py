@@ -9,6 +9,7 @@ from typing import Any
 from hvdkeras.algorithm import Algorithm
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.split import Split
 from hvdkeras.models.recipe import Recipe
 
 
@@ -17,9 +18,9 @@ class DataSpec:
     """The rows of a training.
 
     Attributes:
-        shards: the rows to train on and, with `validation_split`, to evaluate on.
+        shards: the rows to train on and, with `split`, to evaluate on.
         validation: the rows to evaluate the center on, where they are data of their own.
-        validation_split: the part of `shards` that is evaluated on and not trained on; None without.
+        split: the rows of `shards` that are evaluated on and not trained on; None without.
         batch_size: rows of one step of one rank.
         seed: of the order of the rows.
         shuffle: whether each epoch deals all rows out anew.
@@ -29,7 +30,7 @@ class DataSpec:
 
     shards: Shards
     validation: Shards | None
-    validation_split: float | None
+    split: Split | None
     batch_size: int
     seed: int
     shuffle: bool
@@ -39,7 +40,7 @@ class DataSpec:
     @property
     def is_evaluated(self) -> bool:
         """Whether there are rows to evaluate the center on."""
-        return self.validation is not None or self.validation_split is not None
+        return self.validation is not None or self.split is not None
 
 
 @dataclass(frozen=True)

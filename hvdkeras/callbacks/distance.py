@@ -35,7 +35,7 @@ class Distance(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self._position.epoch_ends:
             # Not by a pull, which would reset the staleness of the exchange that follows.
-            center = self._center.contents()[0]
+            center = self._center.contents().center
             self._distance = float(np.linalg.norm(self._weights.read() - center))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

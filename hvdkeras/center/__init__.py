@@ -1,16 +1,17 @@
-"""The center variable, carried by MPI: the one place that exchanges weights between ranks.
+"""The center variable: the vector of weights that all ranks share, and the only place where they exchange it.
 
-`ReplicatedCenter` goes in step, by collectives. `WindowCenter` lives in one-sided windows and lets each rank
-go at its own pace. Both know MPI and NumPy only, both have the verbs `pull`, `push`, `exchange` and `free`,
-and both take the same rules::
+- `replicated.ReplicatedCenter`: every rank holds the center; all ranks exchange together, by collectives.
+- `window.WindowCenter`: the center is in one-sided MPI windows; each rank exchanges at its own pace.
+- `local.LocalCenter`: a center in one process, without MPI, to try an algorithm.
 
-    rule(local, center, *vectors) -> (new_local, push)
+All have the verbs `pull`, `push` and `exchange`, the method `contents`, and take the same rules::
 
-A rule is a pure function, elementwise, of float32 vectors of one length; the center becomes center + push.
-It is called on one block of the vectors after the other, so that its temporaries stay in the cache.
+    rule(local, center, *slots, *vectors) -> (kept, push, *slot_pushes)
+
+A rule is a pure, elementwise function of float32 vectors of one length. `kept` is the rank's new local
+vector. `push` is added to the center, each slot's push to that slot. Slots are vectors beside the center; a
+ReplicatedCenter has none. A center calls the rule on one block of the vectors after the other, so that the
+rule's temporaries stay in the cache.
+
+This module imports nothing: LocalCenter must work where MPI is not installed.
 """
-
-from hvdkeras.center.replicated import ReplicatedCenter, mean
-from hvdkeras.center.window import WindowCenter
-
-__all__ = ["ReplicatedCenter", "WindowCenter", "mean"]

@@ -1,7 +1,7 @@
 """The memory of a WindowCenter: the center's vector cut into chunks, each an MPI window of its own.
 
-One lock over a large vector starves the ranks of other hosts. With a lock for each chunk, and ranks that
-start at different ones, all work side by side.
+One lock over a large vector starves the ranks of other hosts. With one lock for each chunk, and ranks that
+start at different chunks, all ranks work side by side.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from functools import cached_property
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.center.contents import Contents
 from hvdkeras.center.vectors import blocks
-from hvdkeras.mpi.waiting import broadcast, gathered
+from hvdkeras.mpi.collectives import broadcast, gathered
 
-# A chunk below a megabyte loses more in its lock than it gains beside the others; more than 16 gain nothing.
+# A chunk below a megabyte loses more by its lock than it gains by working beside the others; more than 16
+# chunks gain nothing.
 CHUNKS = 16
 CHUNK_BYTES = 1 << 20
 
 # Elements of a cache line.
 LINE = 16
 
-# What a window takes beside its data: its state, and a page or two for each rank.
+# Bytes of a window beside its data: its state, and a page or two for each rank.
 WINDOW_BYTES = 1 << 16
 RANK_BYTES = 1 << 13
 
@@ -35,10 +37,16 @@ BACKING_DIRECTORY = "OMPI_MCA_osc_sm_backing_directory"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of the center: its number and elements, the rank that holds it, and the window to it.
+    """Some elements of the center and of its slots, and the window in which they are.
 
-    From element `first` on, the window holds these elements of the center (part 0), then those of each slot
-    (part 1, 2, ...).
+    Attributes:
+        index: number of the chunk, from 0.
+        start: its first element in the center.
+        stop: the end of its elements in the center.
+        host: the rank that holds it.
+        window: the MPI window. From its element `first` on it holds the chunk's elements of the center
+            (part 0), then those of each slot (part 1, 2, ...).
+        first: where part 0 begins in the window, in elements.
     """
 
     index: int
@@ -53,20 +61,20 @@ class Chunk:
 
     @cached_property
     def elements(self) -> slice:
-        """All elements of the chunk."""
+        """The chunk's elements in the center."""
         return slice(self.start, self.stop)
 
     def place(self, block: slice, part: int = 0) -> list:
-        """Tells MPI where these elements of the center are in the window."""
+        """Returns where a part's elements `block` of the center are in the window, as MPI's target."""
         offset = self.first + part * (self.stop - self.start) + block.start - self.start
         return [offset, block.stop - block.start, MPI.FLOAT]
 
     def open(self) -> None:
-        """Opens the window. MPI is told not to lock it: hvdkeras.center.turns says who may use it when."""
+        """Opens the window. MPI does not lock it: the TicketLocks decide which rank may use it."""
         self.window.Lock(self.host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
 
     def close(self) -> None:
-        """Waits until all that was put and got is done, and closes the window."""
+        """Waits until every Put, Get and Accumulate is complete, and closes the window."""
         self.window.Unlock(self.host)
 
 
@@ -80,7 +88,18 @@ def cut(length: int) -> list[slice]:
 
 
 def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool, timeout: float) -> list[Chunk]:
-    """Makes the windows: all in the memory of rank 0, or dealt out to the ranks."""
+    """Makes the windows. Collective.
+
+    Args:
+        comm: communicator of the ranks.
+        length: n, the center's elements.
+        parts: 1 + slots.
+        sharded: whether the chunks are spread over the ranks; otherwise all are in the memory of rank 0.
+        timeout: seconds that a wait for the other ranks may take.
+
+    Returns:
+        The chunks, in the order of their elements.
+    """
     slices = cut(length)
     hosts = [index % comm.size if sharded else 0 for index in range(len(slices))]
     windows = []
@@ -96,19 +115,18 @@ def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool, timeout: fl
     ]
 
 
-def fill(chunks: list[Chunk], parts: int, initial: np.ndarray) -> None:
-    """Writes the first values, before any rank looks: the rows of `initial`, and zeros into further slots."""
+def fill(chunks: list[Chunk], contents: Contents) -> None:
+    """Writes the first values of the center and its slots, before any rank reads them."""
     for chunk in chunks:
-        zeros = np.zeros(chunk.stop - chunk.start, np.float32)
         chunk.open()
-        for part in range(parts):
-            values = initial[part, chunk.elements] if part < len(initial) else zeros
-            chunk.window.Put(values, chunk.host, target=chunk.place(chunk.elements, part))
+        for part, values in enumerate((contents.center, *contents.slots)):
+            target = chunk.place(chunk.elements, part)
+            chunk.window.Put(values[chunk.elements], chunk.host, target=target)
         chunk.close()
 
 
 def on_one_host(comm: MPI.Comm) -> bool:
-    """Tells whether all ranks share one host, and so their memory."""
+    """Returns whether all ranks are on one host, and so share its memory. Collective."""
     neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
     one_host = neighbours.size == comm.size
     neighbours.Free()
@@ -116,15 +134,18 @@ def on_one_host(comm: MPI.Comm) -> bool:
 
 
 def check_shared_memory(comm: MPI.Comm, length: int, parts: int, timeout: float) -> None:
-    """Raises OSError on all ranks of a host if its shared memory is too small for the windows.
+    """Checks that the shared memory of the ranks' one host is large enough for the windows. Collective.
 
-    Open MPI makes the memory on rank 0 only: without room it would fail there and leave the others waiting.
+    Open MPI makes the memory at rank 0 only: without room it would fail there while the other ranks wait.
+
+    Raises:
+        OSError: on every rank, if it is too small.
     """
     needed = 4 * length * parts + (CHUNKS + 1) * (WINDOW_BYTES + RANK_BYTES * comm.size)
     default = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     directory = os.environ.get(BACKING_DIRECTORY, default)
     free = np.array([shutil.disk_usage(directory).free if os.path.isdir(directory) else 0], np.int64)
-    broadcast(comm, free, timeout, "rank 0's look at the shared memory")
+    broadcast(comm, free, timeout, "rank 0 to measure the free shared memory")
     if free[0] < needed:
         raise OSError(
             f"the center needs {needed / 1e6:.1f} MB of shared memory in {directory}, which has "

@@ -9,29 +9,32 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.center.contents import Contents
 from hvdkeras.center.vectors import blocks, check_operands, checked, destination, read_only, vector
-from hvdkeras.mpi.waiting import agree_on_length, duplicate, look, wait
+from hvdkeras.mpi.collectives import broadcast, check_equal, duplicate
+from hvdkeras.mpi.waiting import poll, wait
 
 
 class ReplicatedCenter:
-    """A center that every rank holds; what the ranks push is summed by one nonblocking Iallreduce.
+    """A center that every rank holds; one nonblocking Iallreduce sums the ranks' pushes.
 
     `push` and `exchange` start the reduction and return; the next verb completes it. So the communication
-    runs beside the computation in between, and the numbers are those of a reduction that is waited for at
-    once, because only verbs look at the center. Every rank must call the same verbs in the same order. All
-    ranks hold the same center, bit by bit. A communicator of one rank sends no messages.
+    runs beside the computation in between. The numbers are those of a reduction that is completed at once,
+    because only verbs read the center. Every rank must call the same verbs in the same order. All ranks hold
+    the same center, bit by bit. A communicator of one rank sends no messages.
 
     Args:
-        comm: Communicator of the ranks that share the center.
-        initial: Vector (n,) of float32 that the center starts from; rank 0's counts.
-        timeout: Seconds that a wait for the other ranks may take. A window of computation of the slowest rank
-            must fit in; the default of ten minutes is far above that and far below a night.
+        comm: communicator of the ranks that share the center.
+        initial: vector of shape `(n,)`, float32, that the center starts from. Rank 0's values are used.
+        timeout: seconds that a wait for the other ranks may take. It must exceed the time that the slowest
+            rank computes between two exchanges. The default, ten minutes, is far above that.
 
     Attributes:
-        size: Number of ranks that share the center.
+        size: number of ranks that share the center.
 
     Raises:
-        TimeoutError: from any verb, when the other ranks did not come within `timeout` seconds.
+        TimeoutError: from any verb, if the other ranks have not called it within `timeout` seconds.
+        ValueError: the ranks' vectors have different lengths.
     """
 
     def __init__(self, comm: MPI.Comm, initial: np.ndarray, timeout: float = 600.0):
@@ -48,19 +51,22 @@ class ReplicatedCenter:
         self._alone = comm.size == 1
         if self._alone:
             return
-        self._comm = duplicate(comm, timeout)
-        agree_on_length(self._comm, self._center.size, timeout)
-        wait(self._comm.Ibcast(self._center).Test, timeout, "rank 0's initial center")
-        # Without MPI_THREAD_MULTIPLE one thread alone may be inside MPI: then the verbs move the reduction.
+        ranks = f"all {comm.size} ranks to make the center"
+        self._comm = duplicate(comm, timeout, ranks)
+        check_equal(self._comm, self._center.size, "initial must have the same length", timeout, ranks)
+        broadcast(self._comm, self._center, timeout, "rank 0's initial center")
+        # Without MPI_THREAD_MULTIPLE only one thread may call MPI: then only the verbs advance the reduction.
         self._thread = threading.Thread(target=self._progress, name="hvdkeras-reduction", daemon=True)
         if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
             self._thread.start()
 
     @property
     def telemetry(self) -> dict[str, float]:
-        """Counts `exchanges` (pushes too), `seconds_waiting` for other ranks and `seconds_communication`.
+        """What this rank has done so far.
 
-        The latter are the seconds in the verbs without the waiting: the rule and the copies.
+        - `exchanges`: calls of `exchange` and `push`.
+        - `seconds_waiting`: seconds in the verbs in which this rank waited for other ranks.
+        - `seconds_communication`: the other seconds in the verbs, for the rule and the copies.
         """
         return {
             "exchanges": self._exchanges,
@@ -69,7 +75,7 @@ class ReplicatedCenter:
         }
 
     def pull(self, out: np.ndarray | None = None) -> np.ndarray:
-        """Returns a copy (n,) of the center with all that was pushed so far, in `out` if given."""
+        """Returns a copy of the center with all pushes so far, shape `(n,)`, in `out` if given."""
         begin = time.perf_counter()
         self._complete()
         out = destination(out, self._center.size)
@@ -77,12 +83,19 @@ class ReplicatedCenter:
         self._verbs += time.perf_counter() - begin
         return out
 
-    def contents(self) -> np.ndarray:
-        """Returns a copy of the center, shape (1, n), as `WindowCenter.contents` does."""
-        return self.pull()[np.newaxis]
+    def contents(self) -> Contents:
+        """Returns a copy of the center with all pushes so far; it has no slots."""
+        return Contents(self.pull(), np.empty((0, self._center.size), np.float32))
+
+    def staleness(self) -> int:
+        """Returns 0: all ranks exchange together."""
+        return 0
 
     def push(self, update: np.ndarray) -> None:
-        """Adds the sum over the ranks of `update` (n,) to the center; `update` may be reused at once."""
+        """Adds the sum of all ranks' `update`, shape `(n,)`, to the center.
+
+        The caller may change `update` as soon as the method has returned.
+        """
         begin = time.perf_counter()
         vector("update", update, self._center.size)
         self._complete()
@@ -100,14 +113,14 @@ class ReplicatedCenter:
         """Applies `rule` to the local vector and the center.
 
         Args:
-            rule: rule(local, center, *vectors) -> (new_local, push), see the module. Every rank's rule sees
-                the same center; the sum over the ranks of the pushes is added to it.
-            local: The rank's vector (n,), left as it is unless it is `out` too.
-            *vectors: More vectors (n,) for the rule.
-            out: Where the new local vector goes; a new array by default.
+            rule: rule(local, center, *vectors) -> (kept, push), see `hvdkeras.center`. The rules of all ranks
+                get the same center; the sum of all ranks' pushes is added to it.
+            local: the rank's vector, shape `(n,)`. It is not changed, unless it is `out` too.
+            *vectors: more vectors of shape `(n,)` for the rule.
+            out: where the kept vector goes; a new array by default.
 
         Returns:
-            The new local vector (n,).
+            The vector that the rank keeps, shape `(n,)`.
         """
         begin = time.perf_counter()
         length = self._center.size
@@ -122,7 +135,10 @@ class ReplicatedCenter:
         return out
 
     def free(self) -> None:
-        """Completes what is under way and gives the communicator back. Twice is once; verbs then raise."""
+        """Completes the reduction under way and frees the communicator. Collective.
+
+        A second call does nothing. The verbs raise RuntimeError from then on.
+        """
         if self._freed:
             return
         self._complete()
@@ -136,7 +152,7 @@ class ReplicatedCenter:
         self._comm.Free()
 
     def _reduce(self) -> None:
-        """Starts to sum the updates of all ranks, in place."""
+        """Starts the sum of all ranks' updates, in place."""
         self._exchanges += 1
         self._pending = True
         if not self._alone:
@@ -145,14 +161,14 @@ class ReplicatedCenter:
                 self._started.set()
 
     def _complete(self) -> None:
-        """Waits for the reduction under way, if there is one, and adds its sum to the center."""
+        """Waits for the reduction under way, if there is one, and adds the sum to the center."""
         if self._freed:
             raise RuntimeError("the center was freed")
         if not self._pending:
             return
         if not self._alone:
             self._waiting += wait(
-                self._arrived,
+                self._reduced,
                 self._timeout,
                 f"the updates of the other {self._comm.size - 1} ranks (reduction {self._exchanges} of "
                 f"{self._center.size} numbers): each rank must exchange as often as the others",
@@ -160,8 +176,8 @@ class ReplicatedCenter:
         self._pending = False
         self._center += self._update
 
-    def _arrived(self) -> bool:
-        """Looks whether the reduction has come; the lock, because two threads must not test one request."""
+    def _reduced(self) -> bool:
+        """Returns whether the reduction is complete. Locked: two threads must not test one request."""
         with self._lock:
             if self._request is not None and not self._request.Test():
                 return False
@@ -171,17 +187,6 @@ class ReplicatedCenter:
             return True
 
     def _progress(self) -> None:
-        """Looks after a reduction between two verbs: MPI moves messages only when it is called."""
+        """Advances a reduction between two verbs: MPI moves messages only while it is called."""
         while self._started.wait() and not self._freed:
-            look(self._arrived)
-
-
-def mean(comm: MPI.Comm, values: np.ndarray, timeout: float) -> np.ndarray:
-    """Returns the ranks' mean of a vector (m,) that no rule exchanges; collective."""
-    if values.size == 0:
-        return values
-    center = ReplicatedCenter(comm, np.zeros_like(values), timeout=timeout)
-    center.push(values / np.float32(comm.size))
-    result = center.pull()
-    center.free()
-    return result
+            poll(self._reduced)

@@ -1,6 +1,7 @@
 """The center variable in one-sided MPI windows: each rank exchanges with it at its own pace.
 
-`chunks` is the memory, `turns` the locks, `ledger` counts, `attendant` serves other hosts.
+Its parts are the memory (`chunks`), the locks (`ticket_locks`), the counters of pushes (`counters`), and a
+thread that serves other hosts (`progress_thread`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,26 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.attendant import Attendant
 from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
-from hvdkeras.center.ledger import Ledger
-from hvdkeras.center.turns import Turns
-from hvdkeras.center.vectors import BLOCK, blocks, check_operands, checked, destination, read_only, vector
-from hvdkeras.mpi.waiting import agree_on_length, duplicate, wait
+from hvdkeras.center.contents import Contents
+from hvdkeras.center.counters import Counters
+from hvdkeras.center.progress_thread import ProgressThread
+from hvdkeras.center.ticket_locks import TicketLocks
+from hvdkeras.center.vectors import (
+    BLOCK,
+    apply_rule,
+    blocks,
+    check_operands,
+    destination,
+    first_slots,
+    vector,
+)
+from hvdkeras.mpi.collectives import check_equal, duplicate
+from hvdkeras.mpi.waiting import wait
 
-# Seconds between two looks of a rank that waits for the others to finish, which may take minutes.
-PATIENCE = 0.05
+# Longest pause, in seconds, between two polls of a rank that waits for the others to finish, which may take
+# minutes.
+FINISH_INTERVAL = 0.05
 
 
 class WindowCenter:
@@ -27,48 +39,46 @@ class WindowCenter:
 
     No update is lost, and within a chunk (a megabyte or more) a reader sees all of an update or none of it.
     Slots are more vectors beside the center, for rules with a state that all ranks share, such as Adagrad's
-    accumulators. Their rules are::
+    accumulators.
 
-        rule(local, center, *slots, *vectors) -> (new_local, push, *slot_pushes)
-
-    Making, finishing and freeing a center is collective, `pull`, `push` and `exchange` are not. A rank that
-    fails must end the job; it must not free the center, which waits for the others.
+    Making, finishing and freeing a center is collective; `pull`, `push` and `exchange` are not. A rank that
+    fails must end the job. It must not free the center, because `free` waits for the other ranks.
 
     Args:
-        comm: Communicator of the ranks that share the center.
-        initial: Vector (n,) of float32 that the center starts from; rank 0's counts. Or (1 + slots, n), what
-            `contents` returned: the slots' first values, too.
-        slots: Number of vectors beside the center. They start with zeros.
-        sharded: Spreads the chunks over the ranks, for vectors that outgrow the link of rank 0's host.
-        timeout: Seconds that a wait for other ranks may take without anything happening.
+        comm: communicator of the ranks that share the center.
+        initial: vector of shape `(n,)`, float32, that the center starts from. Rank 0's values are used.
+        slots: number of vectors beside the center, which start with zeros; or their first values, shape
+            `(slots, n)`, float32, of which rank 0's are used.
+        sharded: spread the chunks over the ranks, for vectors that outgrow the link of rank 0's host.
+        timeout: seconds that a wait may take in which no other rank makes progress.
 
     Attributes:
-        size: Number of ranks that share the center.
+        size: number of ranks that share the center.
 
     Raises:
-        OSError: The host has not enough shared memory.
-        RuntimeError: The ranks are on several hosts and MPI has no MPI_THREAD_MULTIPLE.
-        TimeoutError: The other ranks do nothing for `timeout` seconds. Where a call of MPI itself does not
-            return in that time, the error goes to `threading.excepthook` and the job is ended.
+        OSError: the host has too little shared memory.
+        RuntimeError: the ranks are on several hosts and MPI has no MPI_THREAD_MULTIPLE.
+        TimeoutError: from any verb, if the other ranks made no progress for `timeout` seconds. If a call of
+            MPI itself does not return in that time, the error goes to `threading.excepthook` and the job is
+            ended.
+        ValueError: the ranks' vectors have different lengths.
     """
 
     def __init__(
         self,
         comm: MPI.Comm,
         initial: np.ndarray,
-        slots: int = 0,
+        slots: int | np.ndarray = 0,
         sharded: bool = False,
         timeout: float = 600.0,
     ):
-        if slots < 0:
-            raise ValueError(f"slots must not be negative. Received: {slots}")
-        rows = initial if np.ndim(initial) == 2 and len(initial) == 1 + slots else [initial]
-        for row in rows:
-            vector("initial", row)
+        vector("initial", initial)
+        contents = Contents(initial, first_slots(slots, initial.size))
         self.size = comm.size
-        self._length, self._parts, self._timeout = rows[0].size, 1 + slots, timeout
-        self._comm = duplicate(comm, timeout)
-        agree_on_length(self._comm, self._length, timeout)
+        self._length, self._parts, self._timeout = initial.size, 1 + len(contents.slots), timeout
+        ranks = f"all {comm.size} ranks to make the center"
+        self._comm = duplicate(comm, timeout, ranks)
+        check_equal(self._comm, self._length, "initial must have the same length", timeout, ranks)
         one_host = on_one_host(self._comm)
         if one_host and comm.size > 1:
             check_shared_memory(self._comm, self._length, self._parts, timeout)
@@ -78,74 +88,70 @@ class WindowCenter:
                 f"Received: thread level {MPI.Query_thread()}"
             )
         self._chunks = allocate(self._comm, self._length, self._parts, sharded, timeout)
-        self._turns = Turns(self._comm, [chunk.host for chunk in self._chunks], timeout)
-        # Each rank begins at another chunk.
+        self._locks = TicketLocks(self._comm, [chunk.host for chunk in self._chunks], timeout)
+        # Each rank begins with another chunk.
         first = comm.rank * len(self._chunks) // comm.size
-        self._own_order = [_Turn(self, chunk) for chunk in self._chunks[first:] + self._chunks[:first]]
-        self._ledger = Ledger(self._comm)
-        # On one host a block stays in the cache from Get to Put; between hosts each step is a round trip.
+        self._own_order = [_Locked(self, chunk) for chunk in self._chunks[first:] + self._chunks[:first]]
+        self._counters = Counters(self._comm)
+        # On one host a block stays in the cache from Get to Put; between hosts each piece is a round trip.
         self._piece = min(BLOCK, self._length) if one_host else self._chunks[0].stop
         self._held = np.empty((self._parts, self._piece), np.float32)
         self._verbs = self._waiting = 0.0
         self._pushes = 0
         self._freed = False
-        # Only a rank that holds something serves the other hosts; on one host all reach it by themselves.
+        # Only ranks that hold memory serve the other hosts; on one host all ranks reach it by themselves.
         serving = not one_host and comm.rank in {0, *(chunk.host for chunk in self._chunks)}
-        self._attendant = Attendant(self._comm, timeout, self._requested if serving else None)
+        self._progress = ProgressThread(self._comm, timeout, self._requested if serving else None)
         if comm.rank == 0:
-            fill(self._chunks, self._parts, np.atleast_2d(initial))
+            fill(self._chunks, contents)
         self._meet("the center's first values")
 
     @property
     def telemetry(self) -> dict[str, float]:
         """What this rank has done so far.
 
-        `exchanges` (pushes are some too); `staleness_sum`, `staleness_mean` and `staleness_max` over them, in
-        pushes of other ranks since this rank last looked at the center; `seconds_waiting` for turns and for
-        other ranks to finish; `seconds_communication`, the rest of the time in the verbs, for copies and the
-        rule.
+        - `exchanges`: calls of `exchange` and `push`.
+        - `staleness_sum`, `staleness_mean`, `staleness_max`: over these calls; the staleness is the number of
+          pushes of other ranks since this rank's exchange or pull before.
+        - `seconds_waiting`: seconds in the verbs in which this rank waited for locks and for other ranks.
+        - `seconds_communication`: the other seconds in the verbs, for the copies and the rule.
         """
-        waiting = self._waiting + self._turns.seconds_waiting
+        waiting = self._waiting + self._locks.seconds_waiting
         return {
-            **self._ledger.telemetry,
+            **self._counters.telemetry,
             "seconds_communication": self._verbs - waiting,
             "seconds_waiting": waiting,
         }
 
-    def pull(self, out: np.ndarray | None = None, part: int = 0) -> np.ndarray:
-        """Returns a copy (n,) of the center.
-
-        Args:
-            out: Where it goes; a new array by default.
-            part: 0 is the center itself, 1 the first slot, and so on.
-        """
-        if not 0 <= part < self._parts:
-            raise ValueError(f"part must be in 0..{self._parts - 1}. Received: {part}")
+    def pull(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Returns a copy of the center, shape `(n,)`, in `out` if given."""
         with _Verb(self, "pull"):
             out = destination(out, self._length)
-            if part == 0:
-                self._ledger.enter_pull()
-            self._get(out, part)
+            self._counters.count_pull()
+            self._get(out, 0)
         return out
 
-    def contents(self) -> np.ndarray:
-        """Returns a copy of the center and its slots, shape (1 + slots, n).
+    def contents(self) -> Contents:
+        """Returns a copy of the center and its slots.
 
-        For checkpoints and evaluation: unlike `pull` it leaves the staleness as it is.
+        It is for checkpoints and evaluation: unlike `pull` it does not change this rank's staleness.
         """
-        out = np.empty((self._parts, self._length), np.float32)
+        center, slots = (
+            np.empty(self._length, np.float32),
+            np.empty((self._parts - 1, self._length), np.float32),
+        )
         with _Verb(self, "copy"):
-            for part, values in enumerate(out):
+            for part, values in enumerate((center, *slots)):
                 self._get(values, part)
-        return out
+        return Contents(center, slots)
 
     def push(self, update: np.ndarray) -> None:
-        """Adds `update` (n,) to the center."""
+        """Adds `update`, shape `(n,)`, to the center."""
         vector("update", update, self._length)
         with _Verb(self, "push"):
-            self._ledger.enter_push(pulls=False)
-            for turn in self._own_order:
-                with turn as chunk:
+            self._counters.count_push(pulls=False)
+            for locked in self._own_order:
+                with locked as chunk:
                     place = chunk.place(chunk.elements)
                     chunk.window.Accumulate(update[chunk.elements], chunk.host, target=place, op=MPI.SUM)
 
@@ -156,52 +162,53 @@ class WindowCenter:
         *vectors: np.ndarray,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Applies `rule` to the local vector and the center, which no other rank touches in between.
+        """Applies `rule` to the local vector and the center.
+
+        No other rank reads or changes a chunk between the call of the rule and the addition of its pushes.
 
         Args:
-            rule: rule(local, center, *slots, *vectors) -> (new_local, push, *slot_pushes), see the class. The
-                push is added to the center, each slot's push to the slot.
-            local: The rank's vector (n,), left as it is unless it is `out` too.
-            *vectors: More vectors (n,) for the rule.
-            out: Where the new local vector goes; a new array by default.
+            rule: rule(local, center, *slots, *vectors) -> (kept, push, *slot_pushes), see `hvdkeras.center`.
+            local: the rank's vector, shape `(n,)`. It is not changed, unless it is `out` too.
+            *vectors: more vectors of shape `(n,)` for the rule.
+            out: where the kept vector goes; a new array by default.
 
         Returns:
-            The new local vector (n,).
+            The vector that the rank keeps, shape `(n,)`.
         """
         check_operands(local, vectors, self._length)
         with _Verb(self, "exchange"):
             out = destination(out, self._length)
-            self._ledger.enter_push(pulls=True)
-            for turn in self._own_order:
-                with turn as chunk:
+            self._counters.count_push(pulls=True)
+            for locked in self._own_order:
+                with locked as chunk:
                     for piece in blocks(chunk.start, chunk.stop, self._piece):
                         self._exchange_piece(chunk, piece, rule, (local, *vectors), out)
         return out
 
     def staleness(self) -> int:
-        """Counts the pushes and exchanges of other ranks since this rank's last exchange or pull."""
+        """Returns how many pushes and exchanges of other ranks followed this rank's last exchange or pull."""
         with _Verb(self, "count"):
-            return self._ledger.staleness()
+            return self._counters.staleness()
 
     def finish(self) -> None:
-        """Waits until every rank has come here; then the center holds all that was pushed.
+        """Waits until every rank has called `finish`: then the center holds all pushes. Collective.
 
         Raises:
-            TimeoutError: For `timeout` seconds no rank has pushed or finished. As long as one does, the wait
-                goes on.
+            TimeoutError: no rank has pushed or finished for `timeout` seconds. As long as one does, the wait
+                continues.
         """
         with _Verb(self, "finish") as verb:
-            self._ledger.enter_finish()
+            self._counters.count_finished()
             begin = moved = time.perf_counter()
-            before = self._ledger.state()
+            before = self._counters.read()
             while not before[1:].all():
-                time.sleep(min(PATIENCE, (time.perf_counter() - begin) / 10))
-                self._attendant.note(verb)
-                state = self._ledger.state()
-                if (state != before).any():
-                    before, moved = state, time.perf_counter()
+                time.sleep(min(FINISH_INTERVAL, (time.perf_counter() - begin) / 10))
+                self._progress.watch(verb)
+                counters = self._counters.read()
+                if (counters != before).any():
+                    before, moved = counters, time.perf_counter()
                 elif time.perf_counter() - moved > self._timeout:
-                    missing = np.flatnonzero(state[1:] == 0).tolist()
+                    missing = np.flatnonzero(counters[1:] == 0).tolist()
                     raise TimeoutError(
                         f"rank {self._comm.rank} waited for ranks {missing} to finish: "
                         f"none has pushed or finished for {self._timeout:g} s"
@@ -209,21 +216,24 @@ class WindowCenter:
             self._waiting += time.perf_counter() - begin
 
     def free(self) -> None:
-        """Gives the memory back when all ranks have come here. Twice is once; verbs then raise."""
+        """Frees the memory once all ranks have called `free`. Collective.
+
+        A second call does nothing. The verbs raise RuntimeError from then on.
+        """
         if self._freed:
             return
         self._meet("free")
         self._freed = True
-        self._attendant.stop()
+        self._progress.stop()
         for chunk in self._chunks:
             chunk.window.Free()
-        self._turns.free()
-        self._ledger.free()
+        self._locks.free()
+        self._counters.free()
         self._comm.Free()
 
     def _get(self, out: np.ndarray, part: int) -> None:
-        for turn in self._own_order:
-            with turn as chunk:
+        for locked in self._own_order:
+            with locked as chunk:
                 place = chunk.place(chunk.elements, part)
                 chunk.window.Get(out[chunk.elements], chunk.host, target=place)
 
@@ -235,27 +245,21 @@ class WindowCenter:
         vectors: Sequence[np.ndarray],
         out: np.ndarray,
     ) -> None:
-        """Gets a piece of an open chunk, applies the rule block by block, and puts the piece back."""
+        """Gets a piece of an open chunk, applies the rule to it, and puts the piece back."""
         window, held = chunk.window, self._held[:, : piece.stop - piece.start]
-        # The piece before this one must have left the buffer.
+        # The Puts of the piece before this one must have read the buffer.
         window.Flush_local(chunk.host)
         for part, values in enumerate(held):
             window.Get(values, chunk.host, target=chunk.place(piece, part))
         window.Flush(chunk.host)
-        for block in blocks(piece.start, piece.stop):
-            parts = held[:, block.start - piece.start : block.stop - piece.start]
-            local, *more = (values[block] for values in vectors)
-            results = checked(rule(local, *map(read_only, parts), *more), 1 + self._parts, local.shape)
-            out[block] = results[0]
-            for values, push in zip(parts, results[1:], strict=True):
-                values += push
+        apply_rule(rule, vectors, held, piece, out)
         for part, values in enumerate(held):
             window.Put(values, chunk.host, target=chunk.place(piece, part))
 
     def _requested(self) -> bool:
-        """Tells the attendant whether other ranks use what this rank holds."""
-        before, self._pushes = self._pushes, self._ledger.here
-        return self._pushes != before or self._turns.wanted()
+        """Returns whether other ranks use this rank's memory; for the progress thread."""
+        before, self._pushes = self._pushes, self._counters.pushes_here
+        return self._pushes != before or self._locks.requested()
 
     def _meet(self, what: str) -> None:
         """Waits for all ranks."""
@@ -263,9 +267,9 @@ class WindowCenter:
 
 
 class _Verb:
-    """A call of a center: refuses a freed one, measures the time, and has the attendant watch it.
+    """A call of a verb: refuses a freed center, measures the time, and has the progress thread watch it.
 
-    A class, like `_Turn`: the generator behind `contextmanager` would cost a tenth of a small pull.
+    A class, like `_Locked`: the generator behind `contextmanager` would cost a tenth of a small pull.
     """
 
     def __init__(self, center: WindowCenter, name: str):
@@ -279,26 +283,26 @@ class _Verb:
         if center._freed:
             raise RuntimeError("the center was freed")
         self._begin = time.perf_counter()
-        center._attendant.note(self)
+        center._progress.watch(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._center._attendant.note(None)
+        self._center._progress.watch(None)
         self._center._verbs += time.perf_counter() - self._begin
 
 
-class _Turn:
-    """Opens a chunk of a center for this rank alone."""
+class _Locked:
+    """Acquires a chunk's lock and opens the chunk; closes and releases it at the end."""
 
     def __init__(self, center: WindowCenter, chunk: Chunk):
         self._center, self._chunk = center, chunk
 
     def __enter__(self) -> Chunk:
-        self._center._attendant.note(self._chunk)
-        self._center._turns.take(self._chunk.index)
+        self._center._progress.watch(self._chunk)
+        self._center._locks.acquire(self._chunk.index)
         self._chunk.open()
         return self._chunk
 
     def __exit__(self, *error: object) -> None:
         self._chunk.close()
-        self._center._turns.give(self._chunk.index)
+        self._center._locks.release(self._chunk.index)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 
 
@@ -31,7 +32,7 @@ class CheckpointWriter:
     def complete(
         self,
         number: int,
-        center: np.ndarray,
+        center: Contents,
         statistics: np.ndarray,
         model: bytes,
         files: Sequence[WrittenFile],
@@ -41,7 +42,7 @@ class CheckpointWriter:
 
         Args:
             number: what `begin` returned.
-            center: the center and its slots, shape `(1 + slots, n)`.
+            center: the center and its slots.
             statistics: the averaged variables, shape `(m,)`.
             model: the center as a `.keras` file.
             files: what the ranks have written.
@@ -57,7 +58,11 @@ class CheckpointWriter:
                 f"Received: {folder.url!r}, where rank 0 does not see {', '.join(missing)}"
             )
         own = [
-            folder.write_arrays(number, "center.npz", {"center": center, "statistics": statistics}),
+            folder.write_arrays(
+                number,
+                "center.npz",
+                {"center": center.center, "slots": center.slots, "statistics": statistics},
+            ),
             folder.write_bytes(number, "model.keras", model),
         ]
         folder.complete(number, [*own, *files], {**self._facts, **manifest})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import WrittenFile
 from hvdkeras.checkpoint.writer import CheckpointWriter
 from hvdkeras.coordination.evaluation import CenterModel
@@ -19,11 +19,11 @@ class CenterSaver:
     Args:
         writer: writes files.
         center: the center as a model.
-        contents: returns the center as the rule sees it, shape `(1 + slots, n)`.
+        contents: returns the center as the rule sees it.
     """
 
     def __init__(
-        self, writer: CheckpointWriter, center: CenterModel, contents: Callable[[], np.ndarray]
+        self, writer: CheckpointWriter, center: CenterModel, contents: Callable[[], Contents]
     ) -> None:
         self._writer, self._center, self._contents = writer, center, contents
 
@@ -46,8 +46,8 @@ class CenterSaver:
         trainable, statistics = self._center.vectors()
         if manifest["stopped"]:
             # The result: callbacks may have put other weights in the place of the center's.
-            contents[0] = trainable
+            contents = replace(contents, center=trainable)
         elif not is_evaluated:
-            self._center.load(contents[0], statistics)
+            self._center.load(contents.center, statistics)
         content = model_to_bytes(self._center.model)
         self._writer.complete(number, contents, statistics, content, files, manifest)

@@ -1,4 +1,4 @@
-"""The data's way: from a DataFrame, NumPy arrays or Parquet through columnar shards to a rank's batches."""
+"""Data on its way from a DataFrame, NumPy arrays or Parquet through columnar shards to a rank's batches."""
 
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows

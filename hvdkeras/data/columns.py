@@ -1,4 +1,4 @@
-"""What a model wants of a data column, and the checked conversion of raw values to it.
+"""What a model requires of a data column, and the checked conversion of raw values to it.
 
 Everything here works on whole blocks of rows with NumPy and Arrow. It runs on Spark's executors, so it
 imports neither Spark nor TensorFlow.
@@ -20,32 +20,32 @@ NOT_FINITE = "NaN or infinite values"
 FRACTION = "fractions"
 OUTSIDE = "values out of range"
 
-# What a row of bytes is taken to need where memory is planned, since its type does not tell: 64 rows make a
-# block of 4 MB then. Photos as they are trained on are of about this size; 64 from a camera are 300 MB, which
-# a task still holds, and blocks of 64 small ones cost little.
+# Assumed size of a row of bytes, for the planning of memory: the column's type does not contain it. 64 such
+# rows make a block of 4 MB. Photos for training have about this size; 64 photos of a camera are 300 MB, which
+# fits in a task's memory, and blocks of 64 small ones cost little.
 _ENCODED_BYTES = 64 << 10
 
 
 class DataError(ValueError):
-    """The data does not hold what the model needs. The message names column, rows and what was expected."""
+    """The data does not fit the model. The message names the column, the rows and what was expected."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the model wants of one column of the data.
+    """What the model requires of one column of the data.
 
-    A row is accepted when it holds as many values as `shape` asks for, whatever its nesting: 784 values in
-    one list fit (28, 28, 1), and a plain number fits () and (1,).
+    A row is accepted if it has as many values as `shape`, whatever its nesting: a list of 784 values fits
+    (28, 28, 1), and a plain number fits () and (1,).
 
-    Args:
-        name: Name of the column in the data.
-        shape: Shape of one row, without the batch axis; () for a scalar.
+    Attributes:
+        name: name of the column in the data.
+        shape: shape of one row, without the batch axis; () for a scalar.
         dtype: NumPy dtype in which it is stored and fed.
-        classes: For labels: how many classes there are. Whole numbers from 0 to classes - 1 are expected.
-        one_hot: The model wants one-hot rows, so the last axis of `shape` is `classes` long. Class numbers
-            become one-hot rows; rows that already have `classes` values pass as they are.
-        encoded: The data holds bytes, of any length in each row, and they are stored as such. On the ranks
-            `hvdkeras.data.decoding` turns them into what the other fields say.
+        classes: number of classes, for labels; the values are then whole numbers from 0 to classes - 1.
+        one_hot: the model takes one-hot rows, so the last axis of `shape` is `classes` long. Class numbers
+            are converted to one-hot rows; rows that already have `classes` values are not changed.
+        encoded: the data has bytes in this column, of any length in each row, and they are stored as they
+            are. `hvdkeras.data.decoding` decodes them on the ranks, to what the other attributes describe.
 
     Raises:
         ValueError: `shape`, `dtype` or `classes` can't describe a column.
@@ -78,30 +78,30 @@ class Column:
 
     @property
     def size(self) -> int:
-        """Values in a row, as the model gets it."""
+        """Number of values in a row, as the model gets it."""
         return math.prod(self.shape)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of values in a row of the data that are accepted."""
+        """The accepted numbers of values in a row of the data."""
         if self.one_hot and self.classes > 1:
             return (self.size, self.size // self.classes)
         return (self.size,)
 
     @property
-    def wish(self) -> str:
-        """What a row must hold, in words."""
+    def requirement(self) -> str:
+        """What a row must have, in words."""
         if self.encoded:
             return f"bytes in every row (to be decoded to shape {self.shape}, {self.dtype})"
         if self.one_hot:
-            wish = f"{_counted(self.size, 'number')}, or {_counted(self.sizes[-1], 'class number')}"
+            required = f"{_counted(self.size, 'number')}, or {_counted(self.sizes[-1], 'class number')}"
         elif self.classes is not None:
-            wish = _counted(self.size, "class number")
+            required = _counted(self.size, "class number")
         else:
             kind = "finite" if np.dtype(self.dtype).kind == "f" else "whole"
-            wish = _counted(self.size, f"{kind} number")
+            required = _counted(self.size, f"{kind} number")
         span = "" if self.classes is None else f" from 0 to {self.classes - 1}"
-        return f"{wish}{span} in every row (shape {self.shape}, {self.dtype})"
+        return f"{required}{span} in every row (shape {self.shape}, {self.dtype})"
 
 
 def _counted(count: int, noun: str) -> str:
@@ -110,7 +110,14 @@ def _counted(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows of a block that can't be used, for one reason; `row` is the first of them, `example` its value."""
+    """Rows of a block that can't be used, for one reason.
+
+    Attributes:
+        what: the reason, as a noun.
+        count: number of such rows.
+        row: number of the first of them.
+        example: its value; empty where there is none to show.
+    """
 
     what: str
     count: int
@@ -121,18 +128,18 @@ class Problem:
 def convert(
     column: Column, raw: pa.Array | np.ndarray | list[bytes | None]
 ) -> tuple[np.ndarray | pa.Array | None, list[Problem]]:
-    """Turns a block of n raw rows into what the model wants of them.
+    """Converts a block of n raw rows to what the model requires.
 
     Args:
-        column: What is wanted.
+        column: what the model requires.
         raw: Arrow array (numbers, lists of any nesting, binary, vectors as Spark stores them in Parquet) or
-            NumPy array whose first axis is the row. For an encoded column bytes, in an Arrow array or a
+            NumPy array whose first axis is the row. For an encoded column: bytes, in an Arrow array or a
             list.
 
     Returns:
-        The array of shape (n, *column.shape), which may share memory with `raw` (for an encoded column an
-        Arrow array of bytes), and no problems; or None and the problems, whose rows count from the start of
-        the block.
+        The array of shape `(n, *column.shape)`, which may share memory with `raw` (for an encoded column an
+        Arrow array of bytes), and an empty list; or None and the problems, whose rows are numbered from the
+        start of the block.
     """
     if column.encoded:
         return _check_encoded(raw)
@@ -171,7 +178,7 @@ def _check_encoded(raw: pa.Array | list[bytes | None]) -> tuple[pa.Array | None,
 
 
 def _check_finite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
-    # NaN and infinity survive a sum, so that the element-wise search is only for sums that look bad.
+    # A sum with NaN or infinity is not finite. So the slow, element-wise search is needed for such sums only.
     with np.errstate(all="ignore"):
         total = values.sum(dtype=np.promote_types(values.dtype, np.float32)) if values.size else 0
     if np.isfinite(total):
@@ -219,7 +226,7 @@ def _one_hot(labels: np.ndarray, column: Column) -> np.ndarray:
 
 
 def row_bytes(columns: Iterable[Column]) -> int:
-    """Bytes that a row of these columns takes when stored; for an encoded column an estimate."""
+    """Returns the bytes of a stored row of these columns; an encoded column counts with an estimate."""
     return sum(
         _ENCODED_BYTES if column.encoded else column.size * np.dtype(column.dtype).itemsize
         for column in columns
@@ -230,7 +237,7 @@ def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
     """Checks that every column is in the data.
 
     Raises:
-        DataError: One is missing; the message has the most similar names of those that are there.
+        DataError: one is missing; the message has the most similar names that are in the data.
     """
     present = list(present)
     for column in columns:
@@ -244,15 +251,15 @@ def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
 
 
 def check_type(column: Column, arrow_type: pa.DataType | None, shown: str) -> None:
-    """Checks what can be known about a column from its type alone.
+    """Checks a column by its type alone, before any row is read.
 
     Args:
-        column: What is wanted.
-        arrow_type: Its type in Arrow; None for one that Arrow does not know.
-        shown: The type's name for the message.
+        column: what the model requires.
+        arrow_type: type of the data's column in Arrow; None for a type that Arrow does not have.
+        shown: name of the type, for the message.
 
     Raises:
-        DataError: The type can't hold what is wanted.
+        DataError: values of this type can't be converted.
     """
     if column.encoded:
         if arrow_type is None or not is_binary(arrow_type):
@@ -271,4 +278,6 @@ def check_type(column: Column, arrow_type: pa.DataType | None, shown: str) -> No
             f"column {column.name!r} must hold numbers, arrays of numbers or vectors. Received: {shown}{hint}"
         )
     if not math.isnan(length) and length not in column.sizes:
-        raise DataError(f"column {column.name!r} must hold {column.wish}. Received: {shown}, {length} a row")
+        raise DataError(
+            f"column {column.name!r} must hold {column.requirement}. Received: {shown}, {length} a row"
+        )

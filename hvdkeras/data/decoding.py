@@ -1,4 +1,4 @@
-"""Bytes of the data turned into the arrays that the model wants, on a rank, ahead of its training."""
+"""The decoding of encoded columns: from bytes to the model's arrays, on a rank, ahead of its training."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Decoder = Callable[[bytes], np.ndarray]
 
 
 class DecodedRows:
-    """A rank's rows with arrays in the place of bytes; to who reads blocks it looks like `Rows`.
+    """A rank's rows with decoded arrays in place of bytes. Its blocks are read as those of `Rows`.
 
-    A block is decoded by several threads, while the block before it trains.
+    Several threads decode a block while the rank trains on the block before it.
 
     Args:
-        rows: The rank's rows.
-        decode: For the name of each encoded column the function from a row's bytes to its array. It is called
-            by several threads at once.
-        threads: How many. More than one help as far as the decoder gives up Python's lock, as Pillow's does
-            for the pixels alone.
+        rows: the rank's rows.
+        decode: for the name of each encoded column, the function from a row's bytes to its array. Several
+            threads call it at once.
+        threads: number of threads. More than one are faster only while the decoder releases Python's lock;
+            Pillow's releases it for the pixels.
 
     Attributes:
-        columns: The columns as the blocks have them.
-        rows: As of `Rows`.
-        steps: As of `Rows`.
-        block_steps: As of `Rows`.
-        batch_sizes: As of `Rows`.
+        columns: the columns as they are in the blocks.
+        rows: as in `Rows`.
+        steps: as in `Rows`.
+        block_steps: as in `Rows`.
+        batch_sizes: as in `Rows`.
     """
 
     def __init__(self, rows: Rows, decode: Mapping[str, Decoder], threads: int) -> None:
@@ -48,7 +48,7 @@ class DecodedRows:
         """Returns the block of `Rows.block`, decoded.
 
         Raises:
-            DataError: A row can't be decoded, or to something else than the model wants.
+            DataError: a row can't be decoded, or its array does not fit the model.
         """
         columns, sizes = self._source.block(epoch, step)
         stored = dict(zip(self._source.columns, columns, strict=True))
@@ -58,8 +58,6 @@ class DecodedRows:
         }
         return tuple(arrays[column] for column in self._source.columns), sizes
 
-    batches = Rows.batches
-
     def _decoded_column(self, column: Column, values: np.ndarray) -> np.ndarray:
         out = aligned((len(values), *column.shape), column.dtype)
 
@@ -67,19 +65,19 @@ class DecodedRows:
             out[part] = self._stacked(column, values[part])
 
         cuts = np.linspace(0, len(values), min(self._threads, len(values)) + 1).astype(int).tolist()
-        # Reading the results raises what the threads did.
+        # Reading the results raises the exceptions of the threads.
         list(self._pool.map(decode, map(slice, cuts, cuts[1:])))
         return out
 
     def _stacked(self, column: Column, values: np.ndarray) -> np.ndarray:
-        """Rows of an encoded column, decoded, shape (k, *shape)."""
+        """Returns rows of an encoded column, decoded, shape `(k, *shape)`."""
         function, wanted = self._decode[column.name], replace(column, encoded=False)
         decoded = np.stack([_decoded(function, wanted, value) for value in values])
         array, problems = convert(wanted, decoded)
         if problems:
-            found = (describe(replace(one, row=values[one.row].row)) for one in problems)
+            found = ", ".join(describe(replace(one, row=values[one.row].row)) for one in problems)
             raise DataError(
-                f"column {column.name!r} must be decoded to {wanted.wish}. Received: {', '.join(found)}"
+                f"column {column.name!r} must be decoded to {wanted.requirement}. Received: {found}"
             )
         return array
 
@@ -92,7 +90,7 @@ def _decoded(function: Decoder, column: Column, value: Encoded) -> np.ndarray:
         raise DataError(
             f"column {column.name!r} can't be decoded in {place}: {type(error).__name__}: {error}"
         ) from error
-    # Not by the number of values, as plain columns are: channels in the wrong place would pass.
+    # The shape is checked, not only the number of values as in plain columns: it finds swapped axes.
     shapes = (column.shape, column.shape[:-1]) if column.one_hot else (column.shape,)
     if array.shape not in shapes or array.dtype.kind not in "fiub":
         raise DataError(
@@ -102,15 +100,12 @@ def _decoded(function: Decoder, column: Column, value: Encoded) -> np.ndarray:
     return array
 
 
-AnyRows = Rows | DecodedRows
-
-
 def check_decode(shards: Shards, decode: Mapping[str, Decoder]) -> None:
-    """Decodes the data's first row, so that a decoder that does not fit is found before anything starts.
+    """Decodes the data's first row, so that a wrong decoder is found before the ranks start.
 
     Raises:
-        DataError: It can't be decoded, or to something else than the model wants.
+        DataError: the row can't be decoded, or its array does not fit the model.
     """
-    # As many ranks as rows: the first one copies no more than this row from a remote store.
+    # With as many ranks as rows, the first rank copies only this row from a remote store.
     first = Rows(shards, 0, shards.rows, 1, seed=0)
     DecodedRows(first, decode, 1).block(0, 0)

@@ -1,7 +1,7 @@
-"""Columns of bytes of any length: written in blocks, mapped, and taken row by row without a copy.
+"""Encoded columns, bytes of any length in each row: written in blocks, mapped, and read without a copy.
 
-A part of such a column is two .npy files: the rows' bytes one after the other, and where each row begins in
-them.
+A part of such a column is two .npy files: the rows' bytes one after the other, and the offsets at which the
+rows begin.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hvdkeras.data.store import ColumnFile, map_rows
 
 
 class Encoded(NamedTuple):
-    """One row of a column of bytes.
+    """One row of an encoded column.
 
     Attributes:
-        row: Its number in the data.
-        data: Its bytes, in the mapped file.
+        row: number of the row in the data.
+        data: bytes of the row, in the mapped file.
     """
 
     row: int
@@ -32,15 +32,15 @@ class Encoded(NamedTuple):
 
 
 def offsets_file(file: str) -> str:
-    """Names the file of the rows' offsets that lies beside a file of bytes."""
+    """Returns the name of the offsets' file that belongs to a file of bytes."""
     return f"{file.removesuffix('.npy')}-offsets.npy"
 
 
 class EncodedFile:
-    """The two files of a part of a column of bytes; they grow as a `ColumnFile` does.
+    """The two files of a part of an encoded column, to which rows are appended as to a `ColumnFile`.
 
     Args:
-        path: The file of the bytes, which does not exist yet.
+        path: the file of the bytes, which does not exist yet.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,7 +52,7 @@ class EncodedFile:
             self._files = files.pop_all()
 
     def append(self, rows: pa.Array) -> None:
-        """Adds rows, an Arrow array of bytes without nulls."""
+        """Appends rows, an Arrow array of bytes without nulls."""
         offsets, data = binary_values(rows)
         self._offsets.append(offsets[1:] + self._size)
         self._data.append(data)
@@ -66,19 +66,19 @@ class EncodedFile:
 
 
 class EncodedRows:
-    """Mapped rows of a column of bytes.
+    """Mapped rows of an encoded column.
 
     Args:
-        data: The rows' bytes, uint8.
-        offsets: Where each row begins in them and where the last one ends, shape (n + 1,).
-        first: Number of the first row in the data.
+        data: the rows' bytes, uint8.
+        offsets: where each row begins in the bytes and where the last one ends, shape `(n + 1,)`.
+        first: number of the first row in the data.
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray, first: int) -> None:
         self._data, self._offsets, self._first = data.data, offsets, first
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Returns rows as an array of `Encoded`, shape (k,)."""
+        """Returns the rows of these numbers, shape `(k,)`, as an array of `Encoded`, shape `(k,)`."""
         out = np.empty(len(rows), object)
         bounds = zip(
             rows.tolist(), self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True
@@ -89,11 +89,18 @@ class EncodedRows:
 
 
 def check_bytes(name: str, values: Any) -> list[bytes | None]:
-    """Returns a column's rows, `values`, if they are bytes or null.
+    """Checks that the rows of an encoded column are bytes or null.
+
+    Args:
+        name: name of the column, for the error.
+        values: the rows: a list, or a NumPy array of objects.
+
+    Returns:
+        The rows, as a list.
 
     Raises:
-        DataError: They are not, or have passed through NumPy's own type for bytes, which loses the zeros at
-            their ends.
+        DataError: a row is something else, or `values` has NumPy's own type for bytes, which drops zeros at
+            the end of a row.
     """
     rows = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
     kinds = {type(row) for row in rows if row is not None} if isinstance(rows, list) else {type(values)}
@@ -107,20 +114,27 @@ def check_bytes(name: str, values: Any) -> list[bytes | None]:
 
 
 def open_encoded(path: str, start: int, stop: int, first: int) -> EncodedRows:
-    """Maps the rows from `start` to `stop` of a local part; `first` is the data's number of row `start`."""
+    """Maps rows of a local part.
+
+    Args:
+        path: the part's file of bytes.
+        start: the first row, counted in the part.
+        stop: the end of the rows, counted in the part.
+        first: number of the first row in the data.
+    """
     data, offsets = (np.asarray(np.load(file, mmap_mode="r")) for file in (path, offsets_file(path)))
     return EncodedRows(data, offsets[start : stop + 1], first)
 
 
 def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], first: int) -> EncodedRows:
-    """Copies rows of a store's parts to this machine, as `map_rows` does, and maps them as one.
+    """Copies rows of a store's parts to one file of this machine, as `map_rows` does, and maps it.
 
-    Their offsets stay in memory, eight bytes a row.
+    The offsets of the rows stay in memory, eight bytes a row.
 
     Args:
-        system: The store's file system.
+        system: the store's file system.
         files: (path, first row, end row) of every part, in order.
-        first: Number of the first of these rows in the data.
+        first: number of the first of these rows in the data.
     """
     spans, begins, size = [], [np.zeros(1, np.int64)], 0
     for path, start, stop in files:
@@ -128,6 +142,6 @@ def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], fi
         spans.append((path, int(offsets[0]), int(offsets[-1])))
         begins.append(offsets[1:] - offsets[0] + size)
         size = int(begins[-1][-1])
-    # Nothing can't be mapped.
+    # An empty file can't be memory-mapped.
     data = map_rows(system, spans, (), "uint8") if size else np.empty(0, np.uint8)
     return EncodedRows(data, np.concatenate(begins), first)

@@ -1,4 +1,4 @@
-"""The Spark side of the shards: what is taken from a DataFrame, and the tasks that write its partitions."""
+"""The Spark side of the shards: the selection from a DataFrame, and the tasks that write its partitions."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import ArrayType, DataType, StructField
 
 from hvdkeras.data.columns import Column, Problem, check_names, check_type
-from hvdkeras.data.parts import Part, Report, block_rows, write_part
+from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
 from hvdkeras.data.store import open_filesystem
 
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
-    """The wanted columns in a form that Arrow carries, checked by the DataFrame's schema.
+    """Selects the required columns as types that Arrow has, after a check of the DataFrame's schema.
 
     Raises:
-        DataError: A column is missing or its type can't hold what is wanted.
+        DataError: a column is missing, or values of its type can't be converted.
     """
     check_names(columns, df.columns)
     chosen = [_expression(column, df.schema[column.name]) for column in columns]
@@ -42,8 +42,8 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
 def _expression(column: Column, field: StructField) -> SparkColumn:
     kind = field.dataType
     source = functions.col("`{}`".format(field.name.replace("`", "``")))
-    # The JVM converts to the stored width, which halves what doubles cost on their way to Python. Whole
-    # numbers come as they are: a cast would hide fractions and overflows.
+    # The JVM converts floats to the stored width: that halves the bytes that doubles would take to Python.
+    # Columns of whole numbers are not cast: a cast would hide fractions and overflows.
     width = {"f8": "double"}.get(np.dtype(column.dtype).str[1:], "float")
     whole = np.dtype(column.dtype).kind != "f" or column.one_hot
     if isinstance(kind, VectorUDT | OldVectorUDT):
@@ -51,7 +51,7 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
         known = pa.list_(pa.float64()) if size is None else pa.list_(pa.float64(), size)
         check_type(column, known, "vectors" if size is None else f"vectors of {size}")
         array = vector_to_array(source, "float32" if width == "float" and not whole else "float64")
-        # vector_to_array fails on a null; as a null it is counted with all others.
+        # vector_to_array fails on a null vector. As a null array it is counted with the other problems.
         return functions.when(source.isNotNull(), array)
     check_type(column, _arrow_type(kind), kind.simpleString())
     if whole or "binary" in kind.simpleString():
@@ -72,17 +72,18 @@ def _arrow_type(kind: DataType) -> pa.DataType | None:
 
 def write_partitions(
     selected: DataFrame, columns: Sequence[Column], url: str, marker: str
-) -> tuple[list[Report], list[str]]:
-    """Runs the job that writes every partition as a part.
+) -> tuple[list[Outcome], list[str]]:
+    """Runs the Spark job that writes every partition as a part.
 
     Args:
-        selected: What `select` returned for `columns`.
-        columns: Distinct columns.
-        url: The folder to write to.
-        marker: URL of a file that the driver made there.
+        selected: what `select` returned for `columns`.
+        columns: distinct columns.
+        url: the folder to write to.
+        marker: URL of a file that the driver made in this folder.
 
     Returns:
-        The partitions' reports in order, and the hosts that don't see the marker, which wrote nothing.
+        outcomes: the outcomes of the partitions, in their order.
+        blind: the hosts on which the marker does not exist; they wrote nothing.
     """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -94,25 +95,25 @@ def write_partitions(
         else:
             # No two attempts share a name, neither a retried nor a speculative one.
             name = f"part-{partition:05d}-{uuid.uuid4().hex[:12]}"
-            report = write_part(url, name, columns, (batch.columns for batch in batches))
-            answer = {"partition": partition, **asdict(report)}
-        yield pa.RecordBatch.from_pydict({"report": [json.dumps(answer)]})
+            outcome = write_part(url, name, columns, (batch.columns for batch in batches))
+            answer = {"partition": partition, **asdict(outcome)}
+        yield pa.RecordBatch.from_pydict({"answer": [json.dumps(answer)]})
 
     with _batches_of(selected.sparkSession, block_rows(columns)):
-        answers = [json.loads(row.report) for row in selected.mapInArrow(write, "report string").collect()]
+        answers = [json.loads(row.answer) for row in selected.mapInArrow(write, "answer string").collect()]
     answers.sort(key=lambda answer: answer["partition"])
     blind = sorted({answer["blind"] for answer in answers if "blind" in answer})
-    return [_report(answer) for answer in answers if "blind" not in answer], blind
+    return [_outcome(answer) for answer in answers if "blind" not in answer], blind
 
 
-def _report(answer: dict) -> Report:
+def _outcome(answer: dict) -> Outcome:
     part = Part(answer["part"]["rows"], tuple(answer["part"]["files"]))
-    return Report(part, tuple((number, Problem(**problem)) for number, problem in answer["problems"]))
+    return Outcome(part, tuple((number, Problem(**problem)) for number, problem in answer["problems"]))
 
 
 @contextlib.contextmanager
 def _batches_of(session: SparkSession, rows: int) -> Iterator[None]:
-    """Has Spark send Arrow batches of at most so many rows; its default would be gigabytes for images."""
+    """Limits the rows of Spark's Arrow batches: with its default, batches of images would be gigabytes."""
     before = session.conf.get(_BATCH_ROWS)
     limits = [limit for limit in (int(before), rows) if limit > 0]
     session.conf.set(_BATCH_ROWS, min(limits))

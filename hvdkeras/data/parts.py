@@ -1,6 +1,6 @@
-"""One part of the data on its way into a store: checked, converted and written block by block.
+"""Writes one part of the data to a store: checked, converted and appended block by block.
 
-This runs wherever the data is: on Spark's executors, or in the process that holds arrays or reads Parquet.
+This runs where the data is: on Spark's executors, or in the process that has the arrays or reads Parquet.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
 from hvdkeras.data.encoded import EncodedFile, offsets_file
 from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
 
-# Blocks of this size keep the source, Arrow and the file system busy at once and stay in the caches.
+# Blocks of this size fit in the caches, and let the source, Arrow and the file system work at the same time.
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the data in files, by their names in the store's folder.
+    """Some rows of the data, in files.
 
-    There is one file for each distinct column, in their order; the encoded columns' offsets follow.
+    Attributes:
+        rows: number of rows.
+        files: names of the files in the store's folder: one for each distinct column, in the columns' order,
+            then the offsets of each encoded column.
     """
 
     rows: int
@@ -35,12 +38,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a part.
+class Outcome:
+    """The outcome of writing a part.
 
     Attributes:
-        part: Its files; none where it has no rows or can't be used.
-        problems: (column's number, what is wrong with some rows of this part).
+        part: the part. It has no files if it has no rows or its rows can't be used.
+        problems: (column's number, the problem of some rows), for each problem found.
     """
 
     part: Part
@@ -48,23 +51,24 @@ class Report:
 
 
 def block_rows(columns: Sequence[Column]) -> int:
-    """How many rows make a block."""
+    """Returns the number of rows in a block."""
     return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes(columns)))
 
 
 def write_part(
     url: str, name: str, columns: Sequence[Column], blocks: Iterable[Sequence[pa.Array | np.ndarray]]
-) -> Report:
+) -> Outcome:
     """Writes a part's rows to new files.
 
     Args:
-        url: The folder to write to; it exists.
-        name: How the files' names begin; nobody else may use it.
-        columns: Distinct columns.
-        blocks: Blocks of rows, each with one array per column.
+        url: the folder to write to; it exists.
+        name: prefix of the files' names; no other part may have it.
+        columns: distinct columns.
+        blocks: blocks of rows, each with one array for each column.
 
     Returns:
-        The report. After the first problem rows are only checked, no longer written, and no file is left.
+        The outcome. After the first problem the further rows are checked but not written, and the files are
+        deleted.
     """
     local = local_path(url)
     with contextlib.ExitStack() as stack:
@@ -80,12 +84,12 @@ def write_part(
         if problems or not rows:
             _unlink(paths)
             found = tuple((number, problem) for (number, _), problem in problems.items())
-            return Report(Part(rows, ()), found)
+            return Outcome(Part(rows, ()), found)
         if not local:
             system, remote = open_filesystem(url)
             for path, file in zip(paths, names, strict=True):
                 upload(path, system, f"{remote}/{file}")
-        return Report(Part(rows, tuple(names)))
+        return Outcome(Part(rows, tuple(names)))
 
 
 def _write_files(
@@ -128,33 +132,36 @@ def _unlink(paths: Iterable[str]) -> None:
             os.unlink(path)
 
 
-def check_reports(columns: Sequence[Column], reports: Sequence[Report]) -> None:
-    """Raises one error for all that is wrong with the data.
+def check_outcomes(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> None:
+    """Raises one error for all problems of the data.
 
     Args:
-        columns: The distinct columns.
-        reports: The parts' reports, in the order of the parts; a single part's rows are the data's.
+        columns: the distinct columns.
+        outcomes: the outcomes of all parts, in the parts' order. With several parts the error names a row by
+            its partition and its number there, with one part by its number in the data.
 
     Raises:
-        DataError: There are problems, or there is no row at all.
+        DataError: there are problems, or there is no row at all.
     """
     found: dict[tuple[int, str], tuple[int, Problem]] = {}
-    for partition, report in enumerate(reports):
-        for number, problem in report.problems:
+    for partition, outcome in enumerate(outcomes):
+        for number, problem in outcome.problems:
             first, earlier = found.get((number, problem.what), (partition, replace(problem, count=0)))
             found[number, problem.what] = first, replace(earlier, count=earlier.count + problem.count)
     sentences = []
     for number in sorted({number for number, _ in found}):
         listed = [
-            describe(problem, partition if len(reports) > 1 else None)
+            describe(problem, partition if len(outcomes) > 1 else None)
             for (other, _), (partition, problem) in found.items()
             if other == number
         ]
         column = columns[number]
-        sentences.append(f"column {column.name!r} must hold {column.wish}. Received: {', '.join(listed)}")
+        sentences.append(
+            f"column {column.name!r} must hold {column.requirement}. Received: {', '.join(listed)}"
+        )
     if sentences:
         raise DataError("; ".join(sentences))
-    if not any(report.part.rows for report in reports):
+    if not any(outcome.part.rows for outcome in outcomes):
         raise DataError("the data must have at least one row. Received: no rows")
 
 

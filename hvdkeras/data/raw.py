@@ -1,4 +1,4 @@
-"""Arrow columns of numbers, lists, bytes and Spark vectors as flat NumPy values, a row of values per row."""
+"""Flattens Arrow columns of numbers, lists, bytes and Spark vectors to NumPy arrays of one axis a row."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ NULL = "null values"
 RAGGED = "lists of unequal lengths"
 SIZE = "another number of values"
 
-# How Spark ML stores a vector in Parquet. type 0 is sparse, 1 is dense.
+# The fields of a vector of Spark ML in Parquet. Type 0 is sparse, 1 is dense.
 _VECTOR_FIELDS = ("type", "size", "indices", "values")
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether Arrow values of this type are lists."""
+    """Returns whether Arrow values of this type are lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether Arrow values of this type are numbers; booleans and decimals are."""
+    """Returns whether Arrow values of this type are numbers, or booleans or decimals."""
     types = pa.types
     return (
         types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
@@ -28,12 +28,12 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether Arrow values of this type are bytes."""
+    """Returns whether Arrow values of this type are bytes."""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type as it is read: bytes are lists of uint8, vectors are lists of doubles."""
+    """Returns the type as which values are read: bytes as lists of uint8, vectors as lists of doubles."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     if is_binary(kind):
@@ -44,11 +44,11 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def binary_values(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Takes an Arrow array of n rows of bytes, without nulls, apart; n > 0.
+    """Returns the buffers of an Arrow array of n rows of bytes without nulls; n > 0.
 
     Returns:
-        offsets: Where each row begins and the last one ends, shape (n + 1,), int64.
-        values: The bytes, uint8, without a copy.
+        offsets: where each row begins and the last one ends, shape `(n + 1,)`, int64.
+        values: the bytes, uint8, not copied.
     """
     width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
     _, offsets, data = array.buffers()
@@ -60,26 +60,27 @@ def binary_values(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 def flat_values(
     array: pa.Array, sizes: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
-    """Takes lists apart, however deep, into rows of values.
+    """Flattens each row, a number or nested lists of numbers, to a row of values.
 
     Args:
         array: n rows, n > 0.
-        sizes: Numbers of values in a row that are accepted.
+        sizes: the accepted numbers of values in a row.
 
     Returns:
-        values: Shape (m, k), without a copy where Arrow's layout allows; m = n if all rows are sound.
-        used: The m rows' numbers where m < n, else None.
-        faults: For every kind of fault (NULL, RAGGED, SIZE) a mask of shape (n,) of the rows that have it.
+        values: the values of the m rows without a fault, shape `(m, k)`, not copied if Arrow's layout allows
+            it.
+        used: the numbers of these rows if m < n, else None.
+        faults: for every kind of fault (NULL, RAGGED, SIZE), a mask of shape `(n,)` of the rows that have it.
     """
     array = _plain(array)
     values = _uniform(array)
     if values is not None:
         return values, None, {}
-    return _sort_out(array, sizes)
+    return _without_faults(array, sizes)
 
 
 def _uniform(array: pa.Array) -> np.ndarray | None:
-    """The values where all rows are alike and nothing is null, which is nearly always; else None."""
+    """Returns the values if all rows have one shape and no nulls, as nearly always; else None."""
     rows = len(array)
     while is_list(array.type):
         if array.null_count:
@@ -93,9 +94,10 @@ def _uniform(array: pa.Array) -> np.ndarray | None:
     return _numbers(array).reshape(rows, -1)
 
 
-def _sort_out(
+def _without_faults(
     array: pa.Array, sizes: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """As `flat_values`, for arrays in which some rows have a fault or another size."""
     rows = len(array)
     null, ragged = np.zeros(rows, bool), np.zeros(rows, bool)
     row = np.arange(rows)
@@ -153,14 +155,14 @@ def _bytes_as_list(array: pa.Array) -> pa.Array:
 
 
 def _vectors_as_lists(array: pa.Array) -> pa.Array:
-    """Spark's vectors, dense and sparse ones mixed, as dense lists of doubles."""
+    """Converts Spark's vectors, dense and sparse ones mixed, to dense lists of doubles."""
     kind, size, indices, given = array.flatten()  # null rows are null in all four
     sparse = (kind.fill_null(1) if kind.null_count else kind).to_numpy() == 0
     given_lengths = _lengths(given)
     offsets = np.zeros(len(array) + 1, np.int64)
     sizes = size.fill_null(0).to_numpy(zero_copy_only=False)
     np.cumsum(np.where(sparse, sizes, given_lengths), out=offsets[1:])
-    # Where each given value goes: to its place in the row's list, or where the row's indices say.
+    # The place of each given value in its row's list: its own in dense rows, its index in sparse ones.
     row = np.repeat(np.arange(len(array)), given_lengths)
     place = np.arange(len(row)) - np.repeat(np.cumsum(given_lengths) - given_lengths, given_lengths)
     place[sparse[row]] = indices.flatten().to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""A rank's rows: mapped from the shards, cut into batches, in a new order each epoch."""
+"""A rank's rows: mapped from the shards and read in batches, in a new order each epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,73 +14,51 @@ import numpy as np
 from hvdkeras.data.columns import Column, row_bytes
 from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.split import permutation
 from hvdkeras.data.store import local_path, map_rows, open_filesystem
 
-# Each block costs a call into Python and each piece of the data that it touches a few microseconds, whatever
-# they give. So many batches are gathered at once: as many as make the calls cheap and still fit in a cache,
+# A block costs a call into Python, and each piece of the data that it reads from costs a few microseconds,
+# however few the rows. So a block has many batches: as many as make the calls cheap and still fit in a cache,
 # more where there are many pieces, within a bound on the memory.
 _BLOCK_BYTES = 4 << 20
 _BLOCK_PIECES = 2
 _MOST_BYTES = 32 << 20
-# What TensorFlow asks of memory that it takes over instead of copying it.
+# TensorFlow uses memory without a copy if it is aligned to so many bytes.
 _ALIGNMENT = 64
 
 
-def split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses rows for validation.
-
-    Args:
-        rows: How many there are, at least two.
-        fraction: The part for validation, between 0 and 1.
-        seed: Not negative; decides which.
-
-    Returns:
-        The numbers of the rows for training and of the `round(rows * fraction)` for validation, sorted. Both
-        get at least one.
-
-    Raises:
-        ValueError: There is nothing to split, or `fraction` is out of range.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1. Received: {fraction}")
-    if rows < 2:
-        raise ValueError(f"rows must be at least 2 for a split. Received: {rows}")
-    count = min(max(round(rows * fraction), 1), rows - 1)
-    # A longer seed than an epoch's, so that no epoch has this order.
-    order = _permutation(rows, (seed, *b"split"))
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
 class Rows:
-    """What one rank reads.
+    """The rows of one rank.
 
-    The ranks' numbers of rows differ by at most one and their numbers of batches not at all, because
-    synchronous algorithms exchange after so many batches on all ranks together. The columns are mapped, not
-    read: private memory holds blocks of a few batches and the order of an epoch, four bytes a row.
+    The ranks' numbers of rows differ by at most one. Their numbers of batches are equal, because synchronous
+    algorithms exchange on all ranks after the same number of batches. An epoch has every row once. Its order
+    depends on the seed and the epoch (without shuffle on the rank, too); within a batch the rows are in the
+    data's order.
 
-    Shards behind a URL are copied to this machine first, only the rows that this rank maps, to files without
-    a name that vanish with the process.
+    The columns are memory-mapped: private memory has only blocks of a few batches and the order of an epoch,
+    four bytes a row. From shards behind a URL the rows that this rank maps are first copied to this machine,
+    to files without a name that vanish with the process.
 
     Args:
-        shards: The data.
-        rank: This rank, from 0.
-        size: Number of ranks.
-        batch_size: Rows in a batch. The last batch of an epoch has the remaining ones. Where it is 1 and some
-            ranks have a row more than others, their last batch has two rows.
-        seed: Not negative; the same on all ranks.
-        shuffle: False: the rank keeps a contiguous share of the rows and takes them in a new order each
-            epoch. True: each epoch deals all rows out anew, so that the rank maps all of them.
-        chosen: Ascending numbers of the rows that the ranks share, shape (n,). Default: all.
+        shards: the data.
+        rank: this rank, from 0.
+        size: number of ranks.
+        batch_size: rows in a batch. The last batch of an epoch has the remaining rows. With a batch size of
+            1, the last batch of the ranks that have a row more than others has two rows.
+        seed: seed of the orders, not negative; the same on all ranks.
+        shuffle: False: the rank keeps a contiguous share of the rows, in a new order each epoch. True: each
+            epoch distributes all rows over the ranks anew, so that the rank maps all of them.
+        chosen: ascending numbers of the rows that the ranks share, shape `(n,)`. Default: all.
 
     Attributes:
-        columns: The columns, in the order in which batches have them.
-        rows: Rows that this rank sees in an epoch.
-        steps: Batches in an epoch, equal on all ranks.
-        block_steps: Batches in a block, the last of an epoch excepted.
+        columns: the columns, in their order in batches.
+        rows: rows of this rank in an epoch.
+        steps: batches in an epoch, equal on all ranks.
+        block_steps: batches in a block; the last block of an epoch may have fewer.
 
     Raises:
-        ValueError: There are fewer rows than ranks, a number is out of range, or `chosen` does not ascend.
-        FileNotFoundError: This rank does not see the store.
+        ValueError: there are fewer rows than ranks, a number is out of range, or `chosen` does not ascend.
+        FileNotFoundError: the store does not exist on this rank's host.
     """
 
     def __init__(
@@ -98,7 +76,7 @@ class Rows:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive. Received: {batch_size}")
         _check_chosen(chosen, shards.rows)
-        shards.check_rows(size, chosen)
+        shards.check_rows(size, None if chosen is None else len(chosen))
         self.columns = shards.columns
         self._rank, self._seed, self._shuffle = rank, seed, shuffle
         self._total = shards.rows if chosen is None else len(chosen)
@@ -106,7 +84,7 @@ class Rows:
         self._start, self._stop = (self._total * at // size for at in (rank, rank + 1))
         self.rows = self._stop - self._start
         fewest, most = self._total // size, -(-self._total // size)
-        # Every batch needs a row on every rank, which only batches of one could break.
+        # Every batch has at least one row on every rank; without the bound batches of one row could be empty.
         self.steps = min(-(-most // batch_size), fewest)
         first, last = (0, self._total - 1) if shuffle else (self._start, self._stop - 1)
         self._chosen = None
@@ -117,10 +95,10 @@ class Rows:
             self._bounds, self._pieces = _map(shards, first, last + 1)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"rank {rank} on {socket.gethostname()} does not see the shards in {shards.url} "
+                f"rank {rank} on {socket.gethostname()} does not find the shards in {shards.url} "
                 f"({error}). Give a folder or URL that all hosts share as store"
             ) from error
-        # An encoded column counts with the size that it will have when it is decoded.
+        # An encoded column counts with its size after decoding.
         decoded = [replace(column, encoded=False) for column in shards.distinct]
         batch_bytes = batch_size * row_bytes(decoded)
         wanted = max(_BLOCK_BYTES // batch_bytes, -(-(len(self._bounds) - 1) // _BLOCK_PIECES))
@@ -129,38 +107,21 @@ class Rows:
 
     @property
     def batch_sizes(self) -> np.ndarray:
-        """Rows of each batch of an epoch, shape (steps,)."""
+        """Rows of each batch of an epoch, shape `(steps,)`, int64."""
         return np.diff(self._cuts(0, self.steps))
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yields an epoch's batches, one array of shape (rows of the batch, *shape) for each column.
-
-        An encoded column's array has shape (rows of the batch,) and holds an `Encoded` for each row.
-
-        Every row comes once. The order depends on the seed and the epoch alone (without shuffle on the rank,
-        too); within a batch the rows are in the data's order.
-
-        Args:
-            epoch: Its number, from 0.
-            first_step: The batch to start with: those before it are left out.
-        """
-        for step in range(first_step, self.steps, self.block_steps):
-            columns, sizes = self.block(epoch, step)
-            cuts = np.cumsum([0, *sizes])
-            for low, high in itertools.pairwise(cuts):
-                yield tuple(column[low:high] for column in columns)
-
     def block(self, epoch: int, step: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Gathers `block_steps` batches at once, or those that the epoch still has.
+        """Gathers `block_steps` batches, or the remaining ones of the epoch.
 
         Args:
-            epoch: Its number, from 0.
-            step: The first of the batches.
+            epoch: number of the epoch, from 0.
+            step: the first of the batches.
 
         Returns:
-            columns: For each column the batches' rows one after the other, shape (rows, *shape), in memory
-                that TensorFlow can take without a copy.
-            sizes: The rows of each of the batches, shape (k,), int64.
+            columns: for each column the batches' rows one after the other, shape `(rows, *shape)`, in memory
+                that TensorFlow can use without a copy. For an encoded column an array of `Encoded`, shape
+                `(rows,)`.
+            sizes: number of rows in each batch, shape `(k,)`, int64.
         """
         cuts = self._cuts(step, min(step + self.block_steps, self.steps))
         rows = self._order(epoch)[cuts[0] : cuts[-1]]
@@ -170,28 +131,28 @@ class Rows:
         return self._gather(rows), np.diff(cuts)
 
     def _cuts(self, first: int, last: int) -> np.ndarray:
-        """Where batches begin: those from `first` on, and as the end of them `last`."""
+        """Returns the first row of each batch from `first` to `last`, counted in the epoch's order."""
         steps = np.arange(first, last + 1)
-        # Every later batch keeps at least one row.
+        # Every later batch has at least one row.
         begins = np.minimum(steps * self._batch_size, self.rows - (self.steps - steps))
         return np.where(steps == self.steps, self.rows, begins)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The rows that this rank takes in an epoch, in the order of the batches."""
+        """Returns the numbers of this rank's rows in an epoch, in the order of the batches."""
         if self._ordered is None or self._ordered[0] != epoch:
-            # Before another one is made: not two orders at a time.
+            # Frees the old order before the new one is made.
             self._ordered = None
             self._ordered = epoch, self._new_order(epoch)
         return self._ordered[1]
 
     def _new_order(self, epoch: int) -> np.ndarray:
         if self._shuffle:
-            order = _permutation(self._total, (self._seed, epoch))
+            order = permutation(self._total, (self._seed, epoch))
             return order[self._start : self._stop]
-        return _permutation(self.rows, (self._seed, epoch, self._rank))
+        return permutation(self.rows, (self._seed, epoch, self._rank))
 
     def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Gathers mapped rows in the order in which they are given."""
+        """Gathers mapped rows, in the order of `rows`."""
         parts = self._by_piece(rows) if len(self._bounds) > 2 else []
         taken = {}
         for column, pieces in self._pieces.items():
@@ -200,7 +161,7 @@ class Rows:
                 continue
             out = aligned((len(rows), *column.shape), column.dtype)
             if not parts:
-                # The numbers are right by construction, and only with "clip" NumPy writes straight to out.
+                # All numbers are in range. NumPy writes straight to `out` only in the mode "clip".
                 np.take(pieces[0], rows, 0, out, "clip")
             for piece, places, local in parts:
                 out[places] = np.take(pieces[piece], local, 0)
@@ -208,7 +169,7 @@ class Rows:
         return tuple(taken[column] for column in self.columns)
 
     def _by_piece(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Of each piece with some of the rows: its number, their places in `rows`, their numbers in it."""
+        """Groups rows by piece: the piece's number, their places in `rows`, their numbers in the piece."""
         ascending = np.argsort(rows)
         cuts = np.searchsorted(rows, self._bounds, sorter=ascending)
         places = [ascending[low:high] for low, high in itertools.pairwise(cuts)]
@@ -218,7 +179,7 @@ class Rows:
 def _gathered(
     pieces: Sequence[EncodedRows], rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
 ) -> np.ndarray:
-    """As `Rows._gather` for an encoded column: an array of objects."""
+    """Gathers mapped rows of an encoded column, as an array of `Encoded`."""
     if not parts:
         return pieces[0].take(rows)
     out = np.empty(len(rows), object)
@@ -235,17 +196,11 @@ def _check_chosen(chosen: np.ndarray | None, rows: int) -> None:
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Makes an array that TensorFlow takes over without a copy; its values are whatever was there."""
+    """Makes an array, not initialized, that TensorFlow can use without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _permutation(rows: int, seed: tuple[int, ...]) -> np.ndarray:
-    order = np.arange(rows, dtype=np.uint32 if rows <= np.iinfo(np.uint32).max else np.int64)
-    np.random.default_rng(seed).shuffle(order)
-    return order
 
 
 _Piece = np.ndarray | EncodedRows
@@ -254,9 +209,15 @@ _Piece = np.ndarray | EncodedRows
 def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column, list[_Piece]]]:
     """Maps rows of the data.
 
+    Args:
+        shards: the data.
+        start: the first row.
+        stop: the end of the rows.
+
     Returns:
-        bounds: Where each mapped piece begins, counted from `start`, and the end of the last, shape (k + 1,).
-        pieces: For every distinct column its k pieces.
+        bounds: where each of the k mapped pieces begins, counted from `start`, and where the last one ends,
+            shape `(k + 1,)`.
+        pieces: for every distinct column its k pieces.
     """
     ranges, at = [], 0
     for part in shards.parts:

@@ -1,8 +1,8 @@
 """Data as columnar shards in a store: written from Spark, NumPy or Parquet, described by a small manifest.
 
-A folder of shards holds `manifest.json` and, for every part of the data, one .npy file per column. Spark's
-executors write the parts, each attempt of a task under names of its own; the manifest lists only the files
-of the attempts that Spark accepted. So a retried or speculative task never doubles a row.
+A folder of shards has `manifest.json` and, for every part of the data, one .npy file for each column. Spark's
+executors write the parts, each attempt of a task under its own names; the manifest lists only the files of
+the attempts that Spark accepted. So a retried or speculative task never doubles a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from hvdkeras.data.columns import Column, DataError, check_names, check_type
 from hvdkeras.data.encoded import check_bytes
-from hvdkeras.data.parts import Part, Report, block_rows, check_reports, write_part
+from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
 from hvdkeras.data.store import normalized, open_filesystem
 
 if TYPE_CHECKING:
@@ -34,18 +34,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hvdkeras")
 
 _MANIFEST = "manifest.json"
-# Made by the driver before anything is written: who does not see it looks at another place.
+# File that the driver makes before any part is written. On a host where it does not exist, the store's URL
+# names another folder.
 _MARKER = "writing"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Where the data is and how it is cut; small, and the same for the driver and all ranks.
+    """The data as files in a folder. Small, and the same object for the driver and all ranks.
 
     Attributes:
-        url: The folder: an absolute path or a URL.
-        columns: The columns, in the order in which batches have them.
-        parts: The parts' row counts and files.
+        url: the folder: an absolute path or a URL.
+        columns: the columns, in their order in batches.
+        parts: the parts, in the data's order.
     """
 
     url: str
@@ -54,7 +55,7 @@ class Shards:
 
     @property
     def rows(self) -> int:
-        """All rows."""
+        """Number of all rows."""
         return sum(part.rows for part in self.parts)
 
     @property
@@ -62,19 +63,27 @@ class Shards:
         """The columns without repetitions: an autoencoder's input and output are stored once."""
         return tuple(dict.fromkeys(self.columns))
 
-    def check_rows(self, num_workers: int, chosen: Sequence[int] | None = None) -> None:
-        """Raises ValueError where there are fewer rows, or fewer of the chosen ones, than ranks."""
-        rows = self.rows if chosen is None else len(chosen)
+    def check_rows(self, num_workers: int, rows: int | None = None) -> None:
+        """Checks that every rank gets a row.
+
+        Args:
+            num_workers: number of ranks.
+            rows: number of rows that the ranks share. Default: all.
+
+        Raises:
+            ValueError: there are fewer rows than ranks.
+        """
+        rows = self.rows if rows is None else rows
         if rows < num_workers:
             raise ValueError(
                 f"num_workers must be at most the number of rows, {rows}. Received: {num_workers}"
             )
 
     def check_columns(self, columns: Sequence[Column]) -> None:
-        """Raises DataError where these are not the columns, in order, that a model wants."""
+        """Raises DataError unless the shards have the columns that a model requires, in this order."""
         if self.columns != tuple(columns):
             raise DataError(
-                f"the shards in {self.url} must hold what the model wants: "
+                f"the shards in {self.url} must have the columns that the model requires: "
                 f"{'; '.join(map(_shown, columns))}. Received: {'; '.join(map(_shown, self.columns))}"
             )
 
@@ -84,17 +93,17 @@ class Shards:
 
 
 def _shown(column: Column) -> str:
-    return f"{column.name!r} with {column.wish}"
+    return f"{column.name!r} with {column.requirement}"
 
 
 def open_shards(url: str | os.PathLike) -> Shards:
     """Opens shards that were written before.
 
     Args:
-        url: Their folder, `Shards.url`.
+        url: the folder, `Shards.url`.
 
     Raises:
-        ValueError: There is no complete set of shards.
+        ValueError: the folder has no complete set of shards.
     """
     url = normalized(url)
     system, path = open_filesystem(url)
@@ -111,11 +120,20 @@ def open_shards(url: str | os.PathLike) -> Shards:
 def write_arrays(
     arrays: Mapping[str, np.ndarray], columns: Sequence[Column], store: str | os.PathLike | None = None
 ) -> Shards:
-    """Writes NumPy arrays, one for each column's name, whose first axis is the row.
+    """Writes NumPy arrays.
 
-    An encoded column is a list or an array of objects, of bytes in each row.
+    Args:
+        arrays: by column name, arrays whose first axis is the row. For an encoded column a list or an array
+            of objects, with bytes in each row.
+        columns: as in `write_dataframe`.
+        store: as in `write_dataframe`.
 
-    Args, returns and raises as `write_dataframe`.
+    Returns:
+        As `write_dataframe`.
+
+    Raises:
+        DataError: as in `write_dataframe`.
+        ValueError: the store can't be written.
     """
     check_names(columns, arrays)
     distinct = tuple(dict.fromkeys(columns))
@@ -132,10 +150,13 @@ def write_arrays(
 
 
 def open_parquet(path: str | os.PathLike | Sequence[str]) -> dataset.Dataset:
-    """Opens Parquet data as `write_parquet` takes it.
+    """Opens Parquet data.
+
+    Args:
+        path: as in `write_parquet`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is no Parquet data.
     """
     from pyarrow import dataset
 
@@ -157,12 +178,17 @@ def write_parquet(
     """Writes Parquet data, block by block, without Spark.
 
     Args:
-        path: A file, a folder of files (as Spark writes it, partitioned or not) or a list of files; local
+        path: a file, a folder of files (as Spark writes it, partitioned or not) or a list of files; local
             or a URL.
-        columns: As in `write_dataframe`.
-        store: As in `write_dataframe`.
+        columns: as in `write_dataframe`.
+        store: as in `write_dataframe`.
 
-    Returns and raises as `write_dataframe`.
+    Returns:
+        As `write_dataframe`.
+
+    Raises:
+        DataError: as in `write_dataframe`.
+        ValueError: `path` names no Parquet data, or the store can't be written.
     """
     data = open_parquet(path)
     check_names(columns, data.schema.names)
@@ -171,7 +197,7 @@ def write_parquet(
         kind = data.schema.field(column.name).type
         check_type(column, kind, str(kind))
     names = [column.name for column in distinct]
-    # Little is read ahead: memory must not follow the size of the files.
+    # Little is read ahead: the memory must not grow with the size of the files.
     scanner = data.scanner(
         columns=list(dict.fromkeys(names)),
         batch_size=block_rows(distinct),
@@ -189,37 +215,37 @@ def write_dataframe(
     """Writes a Spark DataFrame in one pass on the executors, a part for each partition.
 
     Args:
-        df: Columns of numbers, arrays of numbers of any nesting, dense or sparse vectors, or bytes (each a
+        df: columns of numbers, arrays of numbers of any nesting, dense or sparse vectors, or bytes (each a
             uint8 value, or of any length for an encoded column).
-        columns: What the model wants; a column of the data may serve twice.
-        store: A local folder or URL that the driver, the executors and the ranks see. The shards get a new
-            folder in it. None: a private temporary folder, which is enough for one machine.
+        columns: what the model requires. A column of the data may be named twice.
+        store: a local folder or a URL that exists on the driver, the executors and the ranks. The shards get
+            a new folder in it. None: a private temporary folder, which is enough for one machine.
 
     Returns:
         The shards. `remove` deletes them.
 
     Raises:
-        DataError: The columns or their rows are not what is wanted, or there are no rows. Nothing is left
-            in the store.
-        ValueError: The store can't be written, or an executor does not see it.
+        DataError: the columns or their rows do not fit the model, or there are no rows. Nothing is left in
+            the store.
+        ValueError: the store can't be written, or it does not exist on an executor.
     """
     from hvdkeras.data.frames import select, write_partitions
 
     distinct = tuple(dict.fromkeys(columns))
     selected = select(df, distinct)
     with _new_folder(store) as url:
-        reports, blind = write_partitions(selected, distinct, url, f"{url}/{_MARKER}")
+        outcomes, blind = write_partitions(selected, distinct, url, f"{url}/{_MARKER}")
         if blind:
             raise ValueError(
                 "store must be a folder or URL that the driver, the executors and the ranks see. "
                 f"Received: {store!r} ({url} is not there on {', '.join(blind)})"
             )
-        return _finish(url, columns, reports)
+        return _finish(url, columns, outcomes)
 
 
 @contextlib.contextmanager
 def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
-    """Makes a folder of our own for shards, and deletes it if they don't get complete."""
+    """Makes a new folder for shards, and deletes it if the block raises."""
     if store is None:
         url = tempfile.mkdtemp(prefix="hvdkeras-")
     else:
@@ -240,10 +266,10 @@ def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
         raise
 
 
-def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report]) -> Shards:
-    """Writes the manifest of sound parts, deletes everything else, and returns the shards."""
-    check_reports(tuple(dict.fromkeys(columns)), reports)
-    parts = tuple(report.part for report in reports if report.part.rows)
+def _finish(url: str, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> Shards:
+    """Writes the manifest of the parts, deletes all other files, and returns the shards."""
+    check_outcomes(tuple(dict.fromkeys(columns)), outcomes)
+    parts = tuple(outcome.part for outcome in outcomes if outcome.part.rows)
     manifest = {
         "columns": [asdict(column) for column in columns],
         "parts": [(part.rows, part.files) for part in parts],
@@ -254,7 +280,7 @@ def _finish(url: str, columns: Sequence[Column], reports: Sequence[Report]) -> S
     wanted = {_MANIFEST}.union(*(part.files for part in parts))
     for entry in system.get_file_info(fs.FileSelector(path)):
         if entry.base_name not in wanted:
-            # The attempt that wrote it may be deleting it, too.
+            # The task that wrote the file may delete it at the same time.
             with contextlib.suppress(FileNotFoundError):
                 system.delete_file(entry.path)
     return Shards(url, tuple(columns), parts)
@@ -267,7 +293,7 @@ def _delete(url: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        # A task that Spark gave up may still be writing: a leftover is no reason to lose a result.
+        # A task that Spark gave up may still write. A file that remains must not cost the training's result.
         logger.warning("could not delete all of %s: %s", url, error)
 
 
@@ -282,5 +308,7 @@ def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
         )
     size = math.prod(array.shape[1:])
     if size not in column.sizes:
-        raise DataError(f"column {column.name!r} must hold {column.wish}. Received: shape {array.shape}")
+        raise DataError(
+            f"column {column.name!r} must hold {column.requirement}. Received: shape {array.shape}"
+        )
     return array

@@ -1,4 +1,4 @@
-"""The kinds of data that `train` takes, told apart."""
+"""The kinds of data that `train` takes: how they are recognized, and written as shards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataf
 
 
 def is_dataframe(data: Any) -> bool:
-    """Tells whether `data` is a Spark DataFrame, without importing Spark."""
+    """Returns whether `data` is a Spark DataFrame, without importing Spark."""
     return hasattr(data, "sparkSession")
 
 
 def write(data: Any, columns: Sequence[Column], store: str | None) -> Shards:
-    """Lays data out for ranks, in a new folder in `store`.
+    """Writes data as shards, in a new folder in `store`.
+
+    Args:
+        data: a Spark DataFrame, a dict of NumPy arrays by column name, or the path of Parquet files.
+        columns: what the model requires.
+        store: as in `write_dataframe`.
 
     Raises:
-        DataError: if a column or its rows are not what is wanted.
-        ValueError: if `data` is none of the kinds, or the store can't be written.
+        DataError: a column or its rows do not fit the model.
+        ValueError: `data` is of another kind, or the store can't be written.
     """
     _check_kind(data)
     if is_dataframe(data):
@@ -34,7 +39,7 @@ def write(data: Any, columns: Sequence[Column], store: str | None) -> Shards:
 
 
 def scalar_columns(data: Any) -> set[str]:
-    """Returns the names of the columns that hold one number a row."""
+    """Returns the names of the columns that have one number in each row."""
     _check_kind(data)
     if isinstance(data, Shards):
         return {column.name for column in data.columns if column.shape == ()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Literal, TextIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -17,25 +19,32 @@ _COPY_BYTES = 8 << 20
 
 
 def normalized(url: str | os.PathLike) -> str:
-    """The store's name as all processes must see it: an absolute path for a local one, the URL otherwise."""
+    """Returns a store's name for all processes: the absolute path of a local folder, the URL of another."""
     url = os.fspath(url)
     path = local_path(url)
     return url.rstrip("/") if path is None else path
 
 
 def local_path(url: str) -> str | None:
-    """The absolute path that a path or a file URL names; None for any other URL."""
+    """Returns the absolute path that a path or a file URL names; None for any other URL."""
     if "://" not in url and not url.startswith("file:/"):
         return os.path.abspath(os.path.expanduser(url))
     parts = urlsplit(url)
     return os.path.abspath(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
-    """The file system behind a URL and the path in it, from pyarrow or, where it has none, from fsspec.
+def open_filesystem(url: str, name: str = "store") -> tuple[fs.FileSystem, str]:
+    """Opens the file system of a URL: pyarrow's or, where it has none, fsspec's.
+
+    Args:
+        url: a local path or a URL.
+        name: name of the user's argument, for the error.
+
+    Returns:
+        The file system, and the path in it.
 
     Raises:
-        ValueError: Neither knows the URL's scheme.
+        ValueError: neither supports the URL's scheme.
     """
     path = local_path(url)
     if path is not None:
@@ -49,18 +58,42 @@ def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
             system, path = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as other:
             raise ValueError(
-                f"store must be a local folder or a URL that pyarrow or fsspec opens. "
+                f"{name} must be a local path or a URL that pyarrow or fsspec opens. "
                 f"Received: {url!r} (pyarrow: {error}; fsspec: {other})"
             ) from other
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
-class ColumnFile:
-    """A .npy file that grows by rows. Its header counts them once the file is closed.
+@contextlib.contextmanager
+def open_text(url: str | os.PathLike, mode: Literal["r", "w"], name: str = "path") -> Iterator[TextIO]:
+    """Opens a text file, UTF-8, behind a local path or a URL.
 
     Args:
-        path: A file that does not exist yet.
-        shape: Shape of a row.
+        url: a local path, or a URL that pyarrow or fsspec opens.
+        mode: `"r"` to read, `"w"` to write; a missing folder of the file is then made.
+        name: name of the user's argument, for the error.
+
+    Raises:
+        FileNotFoundError: the file to read does not exist.
+        OSError: the file can't be read or written.
+        ValueError: neither pyarrow nor fsspec supports the URL's scheme.
+    """
+    system, path = open_filesystem(os.fspath(url), name)
+    if mode == "w":
+        system.create_dir(os.path.dirname(path), recursive=True)
+        stream = system.open_output_stream(path, compression=None)
+    else:
+        stream = system.open_input_stream(path, compression=None)
+    with io.TextIOWrapper(stream, "utf-8", newline="\n") as file:
+        yield file
+
+
+class ColumnFile:
+    """A .npy file to which rows are appended. Its header has their number once the file is closed.
+
+    Args:
+        path: a file that does not exist yet.
+        shape: shape of a row.
         dtype: dtype of a value.
     """
 
@@ -70,7 +103,7 @@ class ColumnFile:
         self._write_header()
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds rows of shape (n, *shape), contiguous and of the file's dtype."""
+        """Appends rows of shape `(n, *shape)`, contiguous and of the file's dtype."""
         self._file.write(rows.data)
         self._rows += len(rows)
 
@@ -78,7 +111,7 @@ class ColumnFile:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        # NumPy leaves room in a header for the first axis to grow: the new one is as long as the old.
+        # NumPy pads a header so that the first axis can grow: the new header is as long as the old one.
         with self._file:
             self._file.seek(0)
             self._write_header()
@@ -90,7 +123,7 @@ class ColumnFile:
 
 
 def upload(local_file: str, system: fs.FileSystem, path: str) -> None:
-    """Copies a file of this machine into a store; it appears there whole or not at all on object stores."""
+    """Copies a file of this machine into a store. On object stores it appears complete or not at all."""
     with open(local_file, "rb") as source, system.open_output_stream(path) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
 
@@ -100,16 +133,16 @@ def map_rows(
 ) -> np.ndarray:
     """Copies rows of a store's column files into one file of this machine and maps it.
 
-    The copy has no name: it goes away with the process, however that ends.
+    The copy has no name: it is deleted when the process ends, however that happens.
 
     Args:
-        system: The store's file system.
+        system: the store's file system.
         files: (path, first row, end row) of every file, in order.
-        shape: Shape of a row.
+        shape: shape of a row.
         dtype: dtype of a value.
 
     Returns:
-        All the rows, shape (n, *shape), mapped read-only.
+        The rows, shape `(n, *shape)`, mapped read-only.
     """
     with tempfile.TemporaryFile(prefix="hvdkeras-") as copy:
         for path, start, stop in files:

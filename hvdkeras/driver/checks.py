@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from hvdkeras.algorithm import Algorithm, Mode
-from hvdkeras.checkpoint.folder import CheckpointFolder
+from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
 from hvdkeras.models import schema, vector
@@ -128,6 +127,8 @@ def _algorithm_of(folder: CheckpointFolder) -> str | None:
             if each.is_complete(number):
                 try:
                     return each.manifest(number)["algorithm"]
-                except (json.JSONDecodeError, KeyError):
-                    continue  # damaged; an older one may not be
+                except LaterVersionError:
+                    raise
+                except (OSError, ValueError):
+                    continue  # damaged; an older one may be intact
     return None

@@ -155,7 +155,7 @@ class Configuration(Declared):
     label_col: schema.Names = argument("label", _columns)
     sample_weight_col: schema.Names | None = argument(None, optional(_columns))
     class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
-    decode: Mapping[str, Decoder] | None = argument(None, dict_by_name)
+    decode: Mapping[str, Decoder] | None = argument(None)
     output_col: str | Sequence[str] = argument("prediction", _columns)
     learning_rate: float = argument(0.01, positive(float))
     seed: int = argument(0, whole)
@@ -192,19 +192,7 @@ class Configuration(Declared):
         for name in ("checkpoint_minutes", "max_restarts"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ValueError(f"{name} needs checkpoint. Received: checkpoint=None")
-        names = (
-            [
-                *schema.input_columns(self.keras_model, self.features_col),
-                *schema.output_columns(self.keras_model, self.label_col),
-            ]
-            if self.decode
-            else []
-        )
-        if not all(map(callable, self.decode.values())) or self.decode.keys() - set(names):
-            raise ValueError(
-                f"decode must be a dict of functions by the names of columns that are read, {names}. "
-                f"Received: {self.decode!r}"
-            )
+        self.decode = self._checked_decode()
 
     def default_optimizer(self) -> Any:
         """Returns the optimizer of ranks, or its configuration, where `worker_optimizer` is not given."""
@@ -227,6 +215,22 @@ class Configuration(Declared):
         """Returns the columns that a training reads of data whose columns `scalars` hold one number a row."""
         columns = self.features_col, self.label_col, scalars, self.sample_weight_col
         return schema.columns(self.keras_model, self.loss, *columns)
+
+    def _checked_decode(self) -> dict[str, Decoder]:
+        decode = self.decode
+        if not decode:
+            return {}
+        names = [
+            *schema.input_columns(self.keras_model, self.features_col),
+            *schema.output_columns(self.keras_model, self.label_col),
+        ]
+        fits = isinstance(decode, Mapping) and all(map(callable, decode.values()))
+        if not fits or decode.keys() - names:
+            raise ValueError(
+                f"decode must be a dict of functions by the names of columns that are read, {names}. "
+                f"Received: {decode!r}"
+            )
+        return dict(decode)
 
     def _take_what_the_model_is_compiled_with(self) -> None:
         compiled = vector.compile_arguments(self.keras_model)

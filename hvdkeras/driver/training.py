@@ -9,8 +9,8 @@ from typing import Any
 
 from hvdkeras.algorithm import Algorithm
 from hvdkeras.data import sources
-from hvdkeras.data.rows import split
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.split import Split
 from hvdkeras.driver import checks
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.launching import launch
@@ -74,8 +74,11 @@ def train(
         laid_out(configuration, request.data) as shards,
         optionally_laid_out(configuration, request.validation_data) as validation,
     ):
-        _check_rows(configuration, algorithm, num_workers, shards)
-        data = _data_spec(configuration, shards, validation, request.shuffle)
+        split = _split(configuration, shards)
+        rows = shards.rows if split is None else split.training_rows
+        shards.check_rows(num_workers, rows)
+        checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
+        data = _data_spec(configuration, shards, split, validation, request.shuffle)
         spec = TrainingSpec(
             algorithm=algorithm,
             recipe=recipe,
@@ -95,22 +98,23 @@ def train(
     return _models(recipe, results[0]), history
 
 
-def _check_rows(configuration: Configuration, algorithm: Algorithm, num_workers: int, shards: Shards) -> None:
-    chosen = None
-    if configuration.validation_split:
-        chosen, _ = split(shards.rows, configuration.validation_split, configuration.seed)
-    shards.check_rows(num_workers, chosen)
-    rows = shards.rows if chosen is None else len(chosen)
-    checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
+def _split(configuration: Configuration, shards: Shards) -> Split | None:
+    if configuration.validation_split is None:
+        return None
+    return Split(shards.rows, configuration.validation_split, configuration.seed)
 
 
 def _data_spec(
-    configuration: Configuration, shards: Shards, validation: Shards | None, shuffle: bool
+    configuration: Configuration,
+    shards: Shards,
+    split: Split | None,
+    validation: Shards | None,
+    shuffle: bool,
 ) -> DataSpec:
     return DataSpec(
         shards=shards,
         validation=validation,
-        validation_split=configuration.validation_split,
+        split=split,
         batch_size=configuration.batch_size,
         seed=configuration.seed,
         shuffle=shuffle,

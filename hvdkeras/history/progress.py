@@ -119,7 +119,7 @@ class Progress:
                 show(*arguments)
             except Exception:
                 self._failed = True
-                logger.warning("the progress display has failed and is off", exc_info=True)
+                logger.warning("the progress of the training is not shown any more", exc_info=True)
 
 
 @dataclass

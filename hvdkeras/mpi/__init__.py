@@ -1,1 +1,1 @@
-"""Bounded waits, small collectives, and a mailbox between ranks."""
+"""Bounded waits, small collectives, and mailboxes between ranks. It knows MPI and NumPy only."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from mpi4py import MPI
 
-from hvdkeras.mpi.waiting import duplicate, wait
+from hvdkeras.mpi.collectives import duplicate
+from hvdkeras.mpi.waiting import wait
 
 
 class Mailbox:
@@ -27,7 +28,7 @@ class Mailbox:
     """
 
     def __init__(self, comm: MPI.Comm, timeout: float) -> None:
-        self._comm = duplicate(comm, timeout)
+        self._comm = duplicate(comm, timeout, f"all {comm.size} ranks to open their mailboxes")
         self._timeout = timeout
         self._sending: list[MPI.Request] = []
         self._receiving: list[tuple[int, MPI.Request]] = []

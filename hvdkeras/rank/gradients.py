@@ -16,7 +16,8 @@ from mpi4py import MPI
 from hvdkeras.algorithm import GradientAveraging
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
-from hvdkeras.mpi.waiting import gathered, wait
+from hvdkeras.mpi.collectives import gathered
+from hvdkeras.mpi.waiting import wait
 
 Total = Callable[[tf.Tensor], tf.Tensor]
 """The sum over the ranks of a flat float32 tensor."""

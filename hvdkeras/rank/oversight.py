@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from hvdkeras.algorithm import Mode
+from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 from hvdkeras.checkpoint.writer import CheckpointWriter
 from hvdkeras.coordination.attendance import Attendance
@@ -21,8 +22,8 @@ from hvdkeras.coordination.messages import Contribution, Round
 from hvdkeras.coordination.participant import Participant
 from hvdkeras.coordination.stop_agreement import StopAgreement
 from hvdkeras.history.records import Evaluation
+from hvdkeras.mpi.collectives import broadcast
 from hvdkeras.mpi.mailbox import Mailbox
-from hvdkeras.mpi.waiting import broadcast
 from hvdkeras.rank.place import Place
 from hvdkeras.rank.replica import Replica
 from hvdkeras.rank.resuming import Start
@@ -40,7 +41,7 @@ class Oversight:
         place: this rank.
         replica: the model that trains here.
         center: the center as a model.
-        contents: returns the center as the rule sees it, shape `(1 + slots, n)`.
+        contents: returns the center as the rule sees it.
 
     Attributes:
         evaluations: the evaluations of the center; empty except at rank 0.
@@ -52,7 +53,7 @@ class Oversight:
         place: Place,
         replica: Replica,
         center: CenterModel,
-        contents: Callable[[], np.ndarray],
+        contents: Callable[[], Contents],
     ) -> None:
         self._spec, self._place, self._replica = spec, place, replica
         self._center, self._contents = center, contents
@@ -136,7 +137,7 @@ class Oversight:
         return Coordinator(
             self._place.comm.size,
             self._center_callbacks,
-            weights=(lambda: None) if self._waits else (lambda: self._contents()[0]),
+            weights=(lambda: None) if self._waits else (lambda: self._contents().center),
             saver=saver,
             saves_evaluations=checkpoint is not None and checkpoint.minutes is None,
             is_due=(lambda: False) if self._waits else self._is_due,
@@ -147,7 +148,7 @@ class Oversight:
         files = [] if round_.save is None else save(round_.save)
         if not round_.evaluate:
             return Contribution(None, files)
-        trainable = self._contents()[0] if round_.center is None else round_.center
+        trainable = self._contents().center if round_.center is None else round_.center
         self._center.load(trainable, round_.statistics)
         return Contribution(self._center.evaluate(), files)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.data.decoding import DecodedRows
-from hvdkeras.data.rows import Rows, split
+from hvdkeras.data.rows import Rows
 from hvdkeras.rank.place import Place
 from hvdkeras.spec import DataSpec, EnsembleSpec
 
@@ -26,8 +26,8 @@ class RankData:
     def __init__(self, data: DataSpec, place: Place, ensemble: EnsembleSpec | None) -> None:
         self._data, self._place = data, place
         chosen, self._held_out = None, None
-        if data.validation_split is not None:
-            chosen, self._held_out = split(data.shards.rows, data.validation_split, data.seed)
+        if data.split is not None:
+            chosen, self._held_out = data.split.indices()
         part, parts, seed = place.comm.rank, place.comm.size, data.seed
         if ensemble is not None:
             part, parts = (place.member, ensemble.members) if ensemble.partition else (0, 1)
@@ -55,9 +55,8 @@ class RankData:
         With another order an epoch can't be resumed in its middle.
         """
         data = self._data
-        held_out = 0 if self._held_out is None else len(self._held_out)
         return {
-            "rows": data.shards.rows - held_out,
+            "rows": data.shards.rows if data.split is None else data.split.training_rows,
             "batch_size": data.batch_size,
             "communication_window": communication_window,
             "seed": data.seed,

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.algorithm import State
+from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, ResumePoint
 from hvdkeras.checkpoint.rank_state import RankState, blended
-from hvdkeras.mpi.waiting import broadcast
+from hvdkeras.mpi.collectives import broadcast
 from hvdkeras.rank.place import Place
 from hvdkeras.rank.replica import Replica
 from hvdkeras.spec import TrainingSpec
@@ -26,7 +27,7 @@ class Start:
 
     Attributes:
         manifest: of the checkpoint that it resumes from; empty at a new training.
-        center: the center and its slots in that checkpoint, shape `(1 + slots, n)`; None at a new training.
+        center: the center and its slots in that checkpoint; None at a new training.
         statistics: the averaged variables in it, shape `(m,)`.
         rule_state: what the algorithm kept from exchange to exchange; None where it begins anew.
         running_logs: the logs of the epoch under way.
@@ -34,7 +35,7 @@ class Start:
     """
 
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    center: np.ndarray | None = None
+    center: Contents | None = None
     statistics: np.ndarray | None = None
     rule_state: State | None = None
     running_logs: dict[str, float] = field(default_factory=dict)
@@ -65,7 +66,8 @@ def start(
     if not number:
         return Start(skipped=point.skipped)
     manifest, saved = folder.manifest(number), folder.read_arrays(number, "center.npz")
-    size = saved["center"].shape[1]
+    center = Contents(saved["center"], saved["slots"])
+    size = center.center.size
     if size != replica.weights.size:
         raise ValueError(
             f"keras_model must have the {size} trainable weights of the checkpoint that it resumes from, in "
@@ -78,7 +80,7 @@ def start(
         states = [RankState.read(folder, number, rank) for rank in range(manifest["num_workers"])]
         state = blended(states, replica.state(None, {}), replica.position.rows)
         replica.restore(state)
-        replica.weights.write(saved["center"][0])
+        replica.weights.write(center.center)
     if comm.rank == 0:
         logger.info(
             "resuming from checkpoint %d in %s, %.2f epochs of %d",
@@ -87,6 +89,4 @@ def start(
             manifest["epochs"],
             spec.num_epoch,
         )
-    return Start(
-        manifest, saved["center"], saved["statistics"], state.rule_state, state.running_logs, point.skipped
-    )
+    return Start(manifest, center, saved["statistics"], state.rule_state, state.running_logs, point.skipped)

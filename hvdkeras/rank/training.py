@@ -18,13 +18,16 @@ from hvdkeras.callbacks.exchange import Exchange
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.callbacks.progress import ProgressSender
 from hvdkeras.callbacks.recording import HistoryRecorder
-from hvdkeras.center import ReplicatedCenter, WindowCenter, mean
+from hvdkeras.center.contents import Contents
+from hvdkeras.center.replicated import ReplicatedCenter
+from hvdkeras.center.window import WindowCenter
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.models import schema
+from hvdkeras.mpi.collectives import mean
 from hvdkeras.rank import gradients, resuming
 from hvdkeras.rank.oversight import Oversight, tensorboard
 from hvdkeras.rank.place import Place
@@ -64,7 +67,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     folder = _checkpoint_folder(spec, place)
     order = data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
-    with _center(spec, place, replica.weights.read() if start.center is None else start.center) as center:
+    with _center(spec, place, start.center or _own_contents(replica)) as center:
         exchange = _exchange(spec, replica, center, start)
         recorder = HistoryRecorder(
             history, replica.position, center, spec.oversight.verbose, start.running_logs
@@ -81,8 +84,8 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
             model = spec.recipe.build(steps_per_execution=steps)
             center_model = CenterModel(model, data.validation_feed(model))
             if start.center is not None:
-                center_model.load(start.center[0], start.statistics)
-            contents = center.contents if center else lambda: np.array(replica.weights.read()[np.newaxis])
+                center_model.load(start.center.center, start.statistics)
+            contents = center.contents if center else lambda: _own_contents(replica)
             oversight = Oversight(spec, place, replica, center_model, contents)
             facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
@@ -120,19 +123,26 @@ def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | N
 
 
 @contextlib.contextmanager
-def _center(spec: TrainingSpec, place: Place, contents: np.ndarray) -> Iterator[Any]:
+def _center(spec: TrainingSpec, place: Place, first: Contents) -> Iterator[Any]:
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
     algorithm, comm = spec.algorithm, place.comm
     if algorithm.mode is Mode.SYNCHRONOUS:
-        center = ReplicatedCenter(comm, np.atleast_2d(contents)[0], timeout=spec.timeout)
+        center = ReplicatedCenter(comm, first.center, timeout=spec.timeout)
     elif algorithm.mode is Mode.ASYNCHRONOUS:
-        center = WindowCenter(comm, contents, slots=algorithm.center_slots, timeout=spec.timeout)
+        slots = first.slots if len(first.slots) else algorithm.center_slots
+        center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
     else:
         yield None
         return
     yield center
     # Not after an exception: the other ranks don't answer then, and the launcher ends all.
     center.free()
+
+
+def _own_contents(replica: Replica) -> Contents:
+    """A center that is this rank's own weights."""
+    weights = replica.weights.read()
+    return Contents(weights, np.empty((0, weights.size), np.float32))
 
 
 def _exchange(spec: TrainingSpec, replica: Replica, center: Any, start: resuming.Start) -> Exchange | None:
@@ -193,4 +203,5 @@ def _result(
     if oversight:
         return watched or (replica.weights.read(), replica.statistics.read())
     weights = center.pull() if center else replica.weights.read()
-    return weights, mean(place.comm, replica.statistics.read(), spec.timeout)
+    what = "the averaged variables of the other ranks"
+    return weights, mean(place.comm, replica.statistics.read(), spec.timeout, what)

@@ -12,7 +12,7 @@ def sums(length, pushes):
     import horovod.tensorflow as hvd
     from mpi4py import MPI
 
-    from hvdkeras.center import ReplicatedCenter
+    from hvdkeras.center.replicated import ReplicatedCenter
     from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD

@@ -10,6 +10,8 @@ from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards, write_arrays
 from hvdkeras.trainers.downpour import adagrad
 
+from batching import batches_of
+
 pytestmark = pytest.mark.mpi
 
 ROWS, BATCH_SIZE, EPOCHS, WINDOW, RATE = 61, 4, 3, 3, 0.05
@@ -46,7 +48,9 @@ def windows(shards: Shards, rank: int, size: int, window: int) -> Iterator[list]
     """The batches of a rank, in lists of a window; an epoch's last window may be shorter."""
     rows = Rows(shards, rank, size, BATCH_SIZE, seed=0)
     for epoch in range(EPOCHS):
-        batches = [tuple(np.array(column, np.float64) for column in batch) for batch in rows.batches(epoch)]
+        batches = [
+            tuple(np.array(column, np.float64) for column in batch) for batch in batches_of(rows, epoch)
+        ]
         for start in range(0, len(batches), window):
             yield batches[start : start + window]
 

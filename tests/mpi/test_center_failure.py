@@ -20,7 +20,7 @@ def fail(rank: int, how: str) -> None:
     """Two ranks exchange for a while; one of them fails in the middle of it."""
     from mpi4py import MPI
 
-    from hvdkeras.center import WindowCenter
+    from hvdkeras.center.window import WindowCenter
 
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(300_000, np.float32), timeout=60)

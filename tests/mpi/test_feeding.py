@@ -10,6 +10,8 @@ from hvdkeras.data.shards import write_arrays
 from hvdkeras.models.schema import columns
 from hvdkeras.models.vector import model_from_bytes, model_to_bytes
 
+from batching import batches_of
+
 pytestmark = pytest.mark.mpi
 
 ROWS, BATCH_SIZE, EPOCHS, CLASSES = 61, 8, 2, 4
@@ -56,7 +58,7 @@ def batches(model: keras.Model, data: dict, arguments: dict) -> list[list[np.nda
     )
     shards = write_arrays(data, read)
     rows = Rows(shards, 0, 1, BATCH_SIZE, seed=0)
-    result = [list(batch) for epoch in range(EPOCHS) for batch in rows.batches(epoch)]
+    result = [list(batch) for epoch in range(EPOCHS) for batch in batches_of(rows, epoch)]
     shards.remove()
     return result
 

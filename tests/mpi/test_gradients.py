@@ -7,6 +7,8 @@ from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards, write_arrays
 
+from batching import batches_of
+
 pytestmark = pytest.mark.mpi
 
 ROWS, BATCH_SIZE, EPOCHS = 61, 4, 2
@@ -66,7 +68,7 @@ def joined(optimizer: str, size: int, accumulation: int, shards: Shards) -> list
     one.compile(keras.optimizers.get(OPTIMIZERS[optimizer]), "mse")
     ranks = [Rows(shards, rank, size, BATCH_SIZE, seed=0) for rank in range(size)]
     for epoch in range(EPOCHS):
-        steps = list(zip(*(rank.batches(epoch) for rank in ranks), strict=True))
+        steps = list(zip(*(batches_of(rank, epoch) for rank in ranks), strict=True))
         for start in range(0, len(steps), accumulation):
             group = steps[start : start + accumulation]
             features, labels = (np.concatenate([batch[i] for s in group for batch in s]) for i in range(2))

@@ -24,7 +24,7 @@ def easgd(length, steps):
     """Each rank makes a random step, exchanges, and pushes something of its own."""
     from mpi4py import MPI
 
-    from hvdkeras.center import ReplicatedCenter
+    from hvdkeras.center.replicated import ReplicatedCenter
 
     comm = MPI.COMM_WORLD
     # Rank 0's vector counts, whatever the others bring.
@@ -34,7 +34,9 @@ def easgd(length, steps):
         local += noise(comm.rank, step, length)
         local = center.exchange(elastic, local)
         center.push(noise(50 + comm.rank, step, length))
-    pulled, telemetry = center.pull(), center.telemetry
+    pulled, telemetry, contents = center.pull(), center.telemetry, center.contents()
+    assert contents.center.tobytes() == pulled.tobytes()
+    assert contents.slots.shape == (0, length)
     center.free()
     return pulled, local, telemetry
 
@@ -62,7 +64,7 @@ def test_equals_the_recursion_in_numpy(on_new_ranks, size, length):
 def waits():
     from mpi4py import MPI
 
-    from hvdkeras.center import ReplicatedCenter
+    from hvdkeras.center.replicated import ReplicatedCenter
 
     comm = MPI.COMM_WORLD
     ones, seen = np.ones(1000, np.float32), {}
@@ -71,7 +73,7 @@ def waits():
     time.sleep(0.2)
     seen["reduced between two verbs"] = center._request is None
 
-    # Rank 1 comes too late for rank 0's patience; the reduction still completes afterwards.
+    # Rank 1 pushes after rank 0's timeout; the reduction still completes afterwards.
     comm.Barrier()
     if comm.rank == 1:
         center.pull()
@@ -101,7 +103,7 @@ def test_waits_are_bounded(on_new_ranks):
 def errors():
     from mpi4py import MPI
 
-    from hvdkeras.center import ReplicatedCenter
+    from hvdkeras.center.replicated import ReplicatedCenter
 
     comm = MPI.COMM_WORLD
     ones = np.ones(1000, np.float32)
@@ -138,7 +140,8 @@ def test_errors_say_what_was_received(on_new_ranks):
 def writes_to_the_center():
     from mpi4py import MPI
 
-    from hvdkeras.center import ReplicatedCenter, WindowCenter
+    from hvdkeras.center.replicated import ReplicatedCenter
+    from hvdkeras.center.window import WindowCenter
 
     def rule(local, center):
         center -= local

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.mpi
 
 
 def finishing():
-    """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 stands still."""
+    """Rank 0 finishes first; the others push for longer than the timeout, then rank 2 does nothing."""
     from mpi4py import MPI
 
     from hvdkeras.center.window import WindowCenter
@@ -84,6 +84,10 @@ def errors():
     comm = MPI.COMM_WORLD
     center = WindowCenter(comm, np.zeros(1000, np.float32), timeout=30)
     ones = np.ones(1000, np.float32)
+
+    def slots(values):
+        WindowCenter(comm, ones, slots=values)
+
     for error, text, call in [
         (TypeError, "float64", lambda: center.push(np.ones(1000))),
         (ValueError, "Received: 1001", lambda: center.push(np.ones(1001, np.float32))),
@@ -91,6 +95,17 @@ def errors():
         (ValueError, "must return 2 vectors", lambda: center.exchange(lambda x, c: (x, c[:5]), ones)),
         (ZeroDivisionError, "division", lambda: center.exchange(lambda x, c: 1 / 0, ones)),
         (ValueError, "slots must not be negative. Received: -1", lambda: WindowCenter(comm, ones, slots=-1)),
+        (ValueError, r"shape \(slots, 1000\). Received: shape \(1000,\)", lambda: slots(ones)),
+        (
+            ValueError,
+            r"shape \(slots, 1000\). Received: shape \(2, 999\)",
+            lambda: slots(np.ones((2, 999), "f")),
+        ),
+        (
+            TypeError,
+            "slots must be a NumPy array of float32. Rec.* float64",
+            lambda: slots(np.ones((2, 1000))),
+        ),
         (ValueError, "same length on every rank", lambda: WindowCenter(comm, ones[comm.rank :])),
     ]:
         with pytest.raises(error, match=text):
@@ -148,7 +163,7 @@ def test_shared_memory_is_looked_at_before_it_is_taken(on_new_ranks, tmp_path):
 
 
 def stuck_in_rule(how):
-    """Rank 1 holds a lock and does not come back; the others stand before it."""
+    """Rank 1 never releases a lock; the others wait for it."""
     import signal
 
     from mpi4py import MPI
@@ -181,7 +196,9 @@ def test_a_rank_that_keeps_a_lock_ends_the_job(on_new_ranks, how):
     if how == "asleep":
         assert set(failed.value.errors) <= {0, 2}
         for rank, text in failed.value.errors.items():
-            assert f"TimeoutError: rank {rank} waited 1 s for chunk 0 of the center, rank 0: turn" in text
+            assert (
+                f"TimeoutError: rank {rank} waited 1 s for chunk 0 of the center, rank 0: the holder" in text
+            )
     # What was there for a moment only belongs to another job, which was just beginning or ending.
     time.sleep(1)
     first = orphans() - before

@@ -15,6 +15,8 @@ from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_dataframe
 
+from batching import batches_of
+
 pytestmark = pytest.mark.spark
 
 COLUMNS = (Column("x", (3,), "float32"), Column("y", (), "int32", classes=10))
@@ -48,7 +50,7 @@ def all_rows(shards, ranks=1):
     for rank in range(ranks):
         seen += [
             (*x.ravel().tolist(), *y.ravel().tolist())
-            for batch in Rows(shards, rank, ranks, batch_size=4, seed=0).batches(0)
+            for batch in batches_of(Rows(shards, rank, ranks, batch_size=4, seed=0), 0)
             for x, y in zip(*batch, strict=True)
         ]
     shards.remove()
@@ -132,7 +134,7 @@ def test_several_inputs_and_outputs_of_many_types(spark):
         Column("id", (), "int64"),
     )
     shards = write_dataframe(df, columns)
-    ((image, raw, price, flag, kind, number),) = Rows(shards, 0, 1, batch_size=9, seed=0).batches(0)
+    ((image, raw, price, flag, kind, number),) = batches_of(Rows(shards, 0, 1, batch_size=9, seed=0), 0)
     np.testing.assert_array_equal(image.reshape(9, 4), [[i, 1, 2, 3] for i in range(9)])
     np.testing.assert_array_equal(raw, [[i, 255] for i in range(9)])
     np.testing.assert_array_equal(price, [[i / 4] for i in range(9)])
@@ -217,7 +219,7 @@ def test_stores(numbers, tmp_path, scheme):
 def test_hosts_that_do_not_see_the_store_write_nothing(numbers, tmp_path):
     # What a folder of the driver alone looks like to an executor on another host.
     selected = frames.select(numbers(8), COLUMNS)
-    reports, blind = frames.write_partitions(selected, COLUMNS, str(tmp_path), f"{tmp_path}/missing")
-    assert reports == []
+    outcomes, blind = frames.write_partitions(selected, COLUMNS, str(tmp_path), f"{tmp_path}/missing")
+    assert outcomes == []
     assert blind == [os.uname().nodename]
     assert os.listdir(tmp_path) == []

@@ -14,6 +14,7 @@ from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_dataframe
 
 import digits
+from batching import batches_of
 
 pytestmark = pytest.mark.spark
 
@@ -83,7 +84,7 @@ def test_a_retried_task_doubles_no_row(dataframe, images, tmp_path):
             yield batch
 
     shards = write_dataframe(dataframe.mapInPandas(fail_first, dataframe.schema), COLUMNS, tmp_path)
-    ((values, labels),) = Rows(shards, 0, 1, 1437, seed=0).batches(0)
+    ((values, labels),) = batches_of(Rows(shards, 0, 1, 1437, seed=0), 0)
     assert [value.row for value in values] == list(range(1437))
     for value, image in zip(values, images[0], strict=True):
         np.testing.assert_array_equal(to_array(value.data), image)

@@ -18,6 +18,8 @@ from hvdkeras.data.parts import write_part
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards, open_shards, write_arrays, write_parquet
 
+from batching import batches_of
+
 IMAGE = Column("image", (3,), "float32", encoded=True)
 LABEL = Column("y", (), "int32", classes=10)
 
@@ -57,7 +59,7 @@ def stored(shards, ranks=1):
     return sorted(
         (value.row, bytes(value.data))
         for rank in range(ranks)
-        for values, _ in Rows(shards, rank, ranks, 4, seed=0).batches(0)
+        for values, _ in batches_of(Rows(shards, rank, ranks, 4, seed=0), 0)
         for value in values
     )
 
@@ -148,7 +150,7 @@ def test_batches_are_those_of_the_decoded_data(tmp_path, threads, shuffle):
         assert (decoded.columns, decoded.rows, decoded.steps) == (plain, wanted.rows, wanted.steps)
         np.testing.assert_array_equal(decoded.batch_sizes, wanted.batch_sizes)
         for epoch in range(2):
-            pairs = zip(decoded.batches(epoch), wanted.batches(epoch), strict=True)
+            pairs = zip(batches_of(decoded, epoch), batches_of(wanted, epoch), strict=True)
             for (image, label), (wanted_image, wanted_label) in pairs:
                 assert image.dtype == np.float32
                 np.testing.assert_array_equal(image, wanted_image)
@@ -168,7 +170,7 @@ def test_threads_decode_each_row_of_a_block_once(tmp_path, monkeypatch):
     decoded = DecodedRows(source, {"image": counted}, 2)
     (images, _), sizes = decoded.block(0, 0)
     assert len(images) == sizes.sum() == len(calls) < 40
-    assert len(list(decoded.batches(0, len(sizes)))) == decoded.steps - len(sizes)
+    assert len(list(batches_of(decoded, 0, len(sizes)))) == decoded.steps - len(sizes)
     assert set(calls.values()) == {1}
     assert len(calls) == 40
     assert threading.current_thread().name not in names
@@ -178,7 +180,7 @@ def test_an_image_that_is_its_own_label_is_decoded_once(tmp_path):
     shards = write_arrays({"image": files(4)}, (IMAGE, IMAGE), tmp_path)
     calls = []
     rows = DecodedRows(Rows(shards, 0, 1, 4, seed=0), {"image": lambda d: calls.append(d) or to_array(d)}, 1)
-    ((inputs, outputs),) = rows.batches(0)
+    ((inputs, outputs),) = batches_of(rows, 0)
     np.testing.assert_array_equal(inputs, outputs)
     assert calls == files(4)
 
@@ -187,10 +189,10 @@ def test_decoded_class_numbers_become_one_hot(tmp_path):
     column = Column("mask", (2, 3), "float32", classes=3, one_hot=True, encoded=True)
     shards = write_arrays({"mask": [b"\0\1", b"\2\2"]}, (column,), tmp_path)
     rows = Rows(shards, 0, 1, 2, seed=0)
-    ((mask,),) = DecodedRows(rows, {"mask": lambda data: np.frombuffer(data, np.uint8)}, 1).batches(0)
+    ((mask,),) = batches_of(DecodedRows(rows, {"mask": lambda data: np.frombuffer(data, np.uint8)}, 1), 0)
     np.testing.assert_array_equal(mask, np.eye(3)[[[0, 1], [2, 2]]])
     with pytest.raises(DataError, match=r"0 to 2.*Received: 1 row with values .* is row 1: 4\)"):
-        list(DecodedRows(rows, {"mask": lambda data: np.frombuffer(data, np.uint8) * 2}, 1).batches(0))
+        list(batches_of(DecodedRows(rows, {"mask": lambda data: np.frombuffer(data, np.uint8) * 2}, 1), 0))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_a_row_that_can_not_be_decoded_is_named(tmp_path, decode, message, shuff
     shards = in_parts(tmp_path, [1] * 10 + [20])
     ranks = [DecodedRows(Rows(shards, rank, 2, 4, 0, shuffle), {"image": decode}, 2) for rank in range(2)]
     with pytest.raises(DataError, match=message):
-        list(itertools.chain.from_iterable(rank.batches(0) for rank in ranks))
+        list(itertools.chain.from_iterable(batches_of(rank, 0) for rank in ranks))
 
 
 @pytest.mark.parametrize("scheme", ["", "memory://"])

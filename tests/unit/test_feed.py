@@ -14,6 +14,8 @@ from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
 
+from batching import batches_of
+
 
 def shards_of(folder, rows, *columns):
     """Shards with float32 scalars in these columns; row r holds r."""
@@ -45,7 +47,7 @@ def test_gives_the_very_batches_of_each_epoch(tmp_path, monkeypatch, block_bytes
         assert dataset.cardinality() == rows.steps
         for epoch in (0, 1, 5):
             feed.begin(epoch)
-            assert_same(dataset, rows.batches(epoch))
+            assert_same(dataset, batches_of(rows, epoch))
 
 
 def test_an_epoch_is_given_once(tmp_path):
@@ -67,8 +69,8 @@ def test_a_reading_keeps_its_epoch_when_another_begins(tmp_path, monkeypatch):
     feed.begin(1)
     second = iter(dataset)
     other = [next(second)]
-    assert_same([*begun, *first], rows.batches(0))
-    assert_same([*other, *second], rows.batches(1))
+    assert_same([*begun, *first], batches_of(rows, 0))
+    assert_same([*other, *second], batches_of(rows, 1))
 
 
 @pytest.mark.parametrize("first_step", [1, 2, 7, 13])
@@ -78,9 +80,9 @@ def test_starts_in_the_middle_of_an_epoch(tmp_path, monkeypatch, first_step):
     feed = Feed(rows, linear(), first_epoch=2, first_step=first_step)
     dataset = feed.dataset()
     assert feed.begin(2) == rows.steps - first_step
-    assert_same(dataset, itertools.islice(rows.batches(2), first_step, None))
+    assert_same(dataset, itertools.islice(batches_of(rows, 2), first_step, None))
     assert feed.begin(3) == rows.steps
-    assert_same(dataset, rows.batches(3))
+    assert_same(dataset, batches_of(rows, 3))
 
 
 @pytest.mark.parametrize("first_step", [-1, 3])
@@ -126,7 +128,7 @@ def test_keras_goes_on_where_a_training_stopped(tmp_path, first_step, steps_per_
     # By hand: gradient descent on (w x - y)^2 up to the point where it stopped.
     weight = 0.0
     for epoch, stop in ((0, None), (1, None), (2, first_step)):
-        for x, y in itertools.islice(rows.batches(epoch), stop):
+        for x, y in itertools.islice(batches_of(rows, epoch), stop):
             weight -= 1e-4 * 2 * np.mean(x * (weight * x - y))
     again, seen = fit(
         rows, np.full((1, 1), weight), steps_per_execution, first_epoch=2, first_step=first_step

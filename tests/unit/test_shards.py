@@ -13,6 +13,8 @@ from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_arrays, write_parquet
 
+from batching import batches_of
+
 COLUMNS = (Column("x", (2,), "float32"), Column("y", (), "int32", classes=10))
 
 
@@ -22,7 +24,7 @@ def data(rows):
 
 def all_rows(shards):
     """All rows in the data's order, one array a column."""
-    batches = list(Rows(shards, 0, 1, batch_size=shards.rows, seed=0).batches(0))
+    batches = list(batches_of(Rows(shards, 0, 1, batch_size=shards.rows, seed=0), 0))
     assert len(batches) == 1
     return batches[0]
 
@@ -89,7 +91,7 @@ def test_a_store_behind_a_url(tmp_path, scheme):
     seen = [
         row
         for rank in range(3)
-        for _, labels in Rows(shards, rank, 3, 2, seed=1).batches(0)
+        for _, labels in batches_of(Rows(shards, rank, 3, 2, seed=1), 0)
         for row in labels
     ]
     assert sorted(seen) == list(y)
@@ -186,6 +188,8 @@ def test_fewer_rows_than_ranks():
     shards.check_rows(3)
     with pytest.raises(ValueError, match=r"num_workers must be at most the number of rows, 3. Received: 4"):
         shards.check_rows(4)
+    with pytest.raises(ValueError, match=r"num_workers must be at most the number of rows, 2. Received: 3"):
+        shards.check_rows(3, rows=2)
     shards.remove()
 
 
@@ -193,7 +197,8 @@ def test_shards_of_other_columns_are_refused():
     shards = write_arrays(data(3), COLUMNS)
     shards.check_columns(COLUMNS)
     with pytest.raises(
-        DataError, match=r"must hold what the model wants: 'x' with 3 finite.*Received: 'x' with 2"
+        DataError,
+        match=r"must have the columns that the model requires: 'x' with 3 finite.*Received: 'x' with 2",
     ):
         shards.check_columns([Column("x", (3,), "float32"), COLUMNS[1]])
     shards.remove()
@@ -204,9 +209,7 @@ def test_a_store_that_cannot_be_written(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match=r"store must be a folder or URL that can be written. Received"):
         write_arrays(data(3), COLUMNS, file / "store")
-    with pytest.raises(
-        ValueError, match=r"store must be a local folder or a URL that pyarrow or fsspec opens"
-    ):
+    with pytest.raises(ValueError, match=r"store must be a local path or a URL that pyarrow or fsspec opens"):
         write_arrays(data(3), COLUMNS, "nonsense://store")
 
 

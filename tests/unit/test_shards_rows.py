@@ -9,8 +9,11 @@ import pytest
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.parts import write_part
-from hvdkeras.data.rows import Rows, split
+from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards, write_arrays
+from hvdkeras.data.split import Split
+
+from batching import batches_of
 
 COLUMNS = (Column("x", (3,), "float32"), Column("y", (), "int32"))
 
@@ -29,7 +32,7 @@ def in_parts(folder, part_rows):
 def epoch_of(rows, epoch=0):
     """The rows' numbers in each batch of an epoch."""
     batches = []
-    for x, y in rows.batches(epoch):
+    for x, y in batches_of(rows, epoch):
         np.testing.assert_array_equal(x, np.repeat(y, 3).reshape(-1, 3))
         assert (x.dtype, y.dtype) == (np.float32, np.int32)
         batches.append(y.tolist())
@@ -122,8 +125,9 @@ def test_all_rows_chosen_is_as_none_chosen(tmp_path, shuffle):
 
 
 def test_split_by_hand():
-    training, validation = split(10, 0.25, seed=0)
-    assert (len(training), len(validation)) == (8, 2)
+    split = Split(10, 0.25, seed=0)
+    training, validation = split.indices()
+    assert (len(training), len(validation)) == (split.training_rows, split.validation_rows) == (8, 2)
     assert sorted([*training, *validation]) == list(range(10))
     assert (training[:-1] < training[1:]).all()
     assert (validation[:-1] < validation[1:]).all()
@@ -133,25 +137,32 @@ def test_split_by_hand():
     ("rows", "fraction", "count"), [(2, 0.01, 1), (2, 0.99, 1), (9, 0.99, 8), (100, 0.3, 30)]
 )
 def test_split_leaves_rows_on_both_sides(rows, fraction, count):
-    training, validation = split(rows, fraction, seed=1)
-    assert (len(training), len(validation)) == (rows - count, count)
+    split = Split(rows, fraction, seed=1)
+    assert (split.training_rows, split.validation_rows) == (rows - count, count)
+    assert [len(side) for side in split.indices()] == [rows - count, count]
 
 
 def test_split_follows_the_seed():
-    first, again, other = (split(100, 0.5, seed)[1].tolist() for seed in (0, 0, 1))
+    first, again, other = (Split(100, 0.5, seed).indices()[1].tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_split_keeps_its_rows():
+    # A training that resumes with a later version must hold out the same rows.
+    _, validation = Split(12, 0.25, seed=7).indices()
+    assert validation.tolist() == [2, 4, 9]
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_split_needs_a_fraction(fraction):
     with pytest.raises(ValueError, match=f"fraction must lie between 0 and 1. Received: {fraction}"):
-        split(10, fraction, seed=0)
+        Split(10, fraction, seed=0)
 
 
 def test_split_needs_two_rows():
     with pytest.raises(ValueError, match="rows must be at least 2 for a split. Received: 1"):
-        split(1, 0.5, seed=0)
+        Split(1, 0.5, seed=0)
 
 
 @pytest.mark.parametrize("memory", [32 << 20, 1000, 1])
@@ -160,7 +171,7 @@ def test_an_epoch_from_its_middle_is_the_tail_of_it(tmp_path, monkeypatch, memor
     monkeypatch.setattr(rows_module, "_BLOCK_BYTES", memory)
     rows = Rows(in_parts(tmp_path, [40, 61]), 0, 1, 7, seed=0)
     assert rows.steps == 15
-    tail = [y.tolist() for _, y in rows.batches(4, first_step)]
+    tail = [y.tolist() for _, y in batches_of(rows, 4, first_step)]
     assert tail == epoch_of(rows, 4)[first_step:]
 
 
@@ -187,7 +198,7 @@ def test_many_parts_are_gathered_in_blocks(tmp_path, monkeypatch, memory):
 
 def test_batches_are_the_callers_own(tmp_path):
     rows = Rows(in_parts(tmp_path, [10]), 0, 1, 4, seed=0)
-    for x, _ in rows.batches(0):
+    for x, _ in batches_of(rows, 0):
         x[:] = -1
     epoch_of(rows, 0)
 
@@ -196,7 +207,7 @@ def test_a_rank_that_does_not_see_the_store(tmp_path):
     shards = write_arrays({"x": np.ones((4, 3)), "y": np.arange(4)}, COLUMNS, tmp_path)
     shards.remove()
     with pytest.raises(
-        FileNotFoundError, match=rf"rank 1 on .* does not see the shards in {shards.url}.*store"
+        FileNotFoundError, match=rf"rank 1 on .* does not find the shards in {shards.url}.*store"
     ):
         Rows(shards, 1, 2, 2, seed=0)
 

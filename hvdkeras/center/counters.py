@@ -1,4 +1,4 @@
-"""Who has pushed how often to a WindowCenter, and who has finished: counters in a window at rank 0."""
+"""The counters of a WindowCenter, in a window at rank 0: all pushes, and the ranks that have finished."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from mpi4py import MPI
 COUNT = MPI.INT64_T
 
 
-class Ledger:
-    """Counts the pushes of all ranks, one after the other, and so how stale a rank's view of the center is.
+class Counters:
+    """Counts the pushes of all ranks, and so the staleness of this rank's copy of the center.
+
+    A rank sees the center when it pulls or exchanges. The staleness is the number of pushes of other ranks
+    since then.
 
     Args:
-        comm: Communicator of the ranks. Making and freeing a ledger is collective.
+        comm: communicator of the ranks. Making and freeing the counters is collective.
     """
 
     def __init__(self, comm: MPI.Comm):
@@ -27,7 +30,7 @@ class Ledger:
 
     @property
     def telemetry(self) -> dict[str, float]:
-        """This rank's `exchanges` and the staleness that they met: its sum, mean and maximum."""
+        """This rank's `exchanges`, and the sum, mean and maximum of the staleness that they met."""
         return {
             "exchanges": self._own,
             "staleness_sum": self._staleness_sum,
@@ -35,12 +38,12 @@ class Ledger:
             "staleness_max": self._staleness_max,
         }
 
-    def enter_pull(self) -> None:
-        """Notes that this rank now sees all that was pushed."""
+    def count_pull(self) -> None:
+        """Records that this rank has seen all pushes so far."""
         self._seen = self._add(0) - self._own
 
-    def enter_push(self, pulls: bool) -> None:
-        """Counts a push of this rank, which looks at the center as well if it `pulls`."""
+    def count_push(self, pulls: bool) -> None:
+        """Counts a push of this rank; with `pulls` it has seen the center at the same time."""
         others = self._add(1) - self._own
         self._own += 1
         self._staleness_sum += others - self._seen
@@ -49,35 +52,35 @@ class Ledger:
             self._seen = others
 
     def staleness(self) -> int:
-        """Counts the pushes of other ranks since this rank last looked at the center."""
+        """Returns the number of pushes of other ranks since this rank saw the center last."""
         return self._add(0) - self._own - self._seen
 
     @property
-    def here(self) -> int:
-        """The number of pushes of all ranks as it is in this rank's memory: at rank 0."""
+    def pushes_here(self) -> int:
+        """The number of pushes of all ranks, read from this rank's memory: valid at rank 0 only."""
         return int(self._here[0])
 
-    def enter_finish(self) -> None:
-        """Notes that this rank has finished."""
+    def count_finished(self) -> None:
+        """Records that this rank has finished."""
         self._open()
         self._window.Put([np.ones(1, np.int64), COUNT], 0, target=[1 + self._rank, 1, COUNT])
         self._window.Unlock(0)
 
-    def state(self) -> np.ndarray:
-        """Returns (1 + ranks,) of int64: all pushes, then 1 for each rank that has finished."""
-        state = np.empty(self._length, np.int64)
+    def read(self) -> np.ndarray:
+        """Returns all counters, shape `(1 + ranks,)`, int64: the pushes, then 1 for each finished rank."""
+        counters = np.empty(self._length, np.int64)
         self._open()
-        self._window.Get([state, COUNT], 0, target=[0, self._length, COUNT])
+        self._window.Get([counters, COUNT], 0, target=[0, self._length, COUNT])
         self._window.Unlock(0)
-        return state
+        return counters
 
     def free(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         del self._here
         self._window.Free()
 
     def _add(self, number: int) -> int:
-        """Adds to the number of pushes of all ranks and returns what it was."""
+        """Adds to the number of pushes of all ranks, and returns what it was before."""
         self._number[0] = number
         self._open()
         self._window.Fetch_and_op(self._number_to_mpi, self._before_to_mpi, 0)
@@ -85,5 +88,5 @@ class Ledger:
         return int(self._before[0])
 
     def _open(self) -> None:
-        # No lock: the pushes are counted atomically, and every other number has one rank that writes it.
+        # MPI need not lock: the pushes are counted atomically, and only one rank writes each other counter.
         self._window.Lock(0, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)

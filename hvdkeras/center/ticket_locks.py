@@ -1,7 +1,7 @@
-"""The locks of a WindowCenter: whoever comes first has the first turn, on whatever host it is.
+"""The locks of a WindowCenter: ranks acquire each lock in the order in which they asked for it.
 
 MPI's own exclusive lock lets the ranks of other hosts starve: each of their attempts travels over the network
-and meets a lock that a rank beside it has just taken again (1229 turns against 4 in a second, at 1 MB).
+and meets a lock that a rank beside it has just acquired again (1229 times against 4 in a second, at 1 MB).
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from mpi4py import MPI
 
 COUNT = MPI.INT64_T
 
-# Two counters each: the next ticket, and the one whose turn it is. On cache lines of their own.
+# A lock is two counters: the number of tickets drawn, and the ticket that is served now. Each counter is on a
+# cache line of its own.
 STRIDE = 16
 NEXT, SERVED = 0, 8
 
 
-class Turns:
-    """Locks that serve in the order of arrival, each in the memory of a rank.
+class TicketLocks:
+    """Locks for ranks on any hosts, each in the memory of one rank.
 
-    A rank draws a ticket and waits until the counter of those served has come to it; when it is done it moves
-    that counter on. Making and freeing the locks is collective.
+    A rank that asks for a lock draws a ticket, and has the lock as soon as its ticket is served. Releasing
+    the lock serves the next ticket. Making and freeing the locks is collective.
 
     Args:
-        comm: Communicator of the ranks.
-        hosts: For each lock, the rank in whose memory it is.
-        timeout: Seconds that a turn may be waited for.
+        comm: communicator of the ranks.
+        hosts: for each lock, the rank in whose memory it is.
+        timeout: seconds that a rank may wait for a lock.
 
     Attributes:
-        seconds_waiting: Time this rank has waited for its turns.
+        seconds_waiting: seconds this rank has waited for locks.
     """
 
     def __init__(self, comm: MPI.Comm, hosts: Sequence[int], timeout: float):
@@ -47,19 +48,19 @@ class Turns:
         self._own = 0
         self.seconds_waiting = 0.0
 
-    def wanted(self) -> bool:
-        """Whether another rank has, or waits for, a lock in this rank's memory."""
+    def requested(self) -> bool:
+        """Returns whether another rank holds, or waits for, a lock in this rank's memory."""
         return int((self._here[:, NEXT] - self._here[:, SERVED]).sum()) > self._own
 
-    def take(self, index: int) -> None:
-        """Waits for this rank's turn at a lock.
+    def acquire(self, index: int) -> None:
+        """Waits until this rank has the lock `index`.
 
         Raises:
-            TimeoutError: It did not come in time.
+            TimeoutError: the ranks before it have not released the lock within `timeout` seconds.
         """
         host, place = self._locks[index]
         self._own = host == self._rank
-        # No lock of MPI's: the tickets are drawn atomically, and the other counter is moved by one at a time.
+        # MPI need not lock the counters: tickets are drawn atomically, and SERVED is moved by one at a time.
         self._window.Lock(host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
         self._window.Fetch_and_op(self._one_to_mpi, self._ticket_to_mpi, host, place + NEXT)
         self._window.Get(self._served_to_mpi, host, (place + SERVED, 1, COUNT))
@@ -68,11 +69,11 @@ class Turns:
             return
         begin = time.perf_counter()
         while self._served[0] != self._ticket[0]:
-            self._wait(index, time.perf_counter() - begin)
+            self._poll(index, time.perf_counter() - begin)
         self.seconds_waiting += time.perf_counter() - begin
 
-    def give(self, index: int) -> None:
-        """Ends this rank's turn at the lock that it took last."""
+    def release(self, index: int) -> None:
+        """Releases the lock `index`, which this rank acquired last."""
         host, place = self._locks[index]
         # Not a Put: on one host that is a memcpy, which stores eight bytes twice. A rank that loses its core
         # between the two stores would set the counter back when others have long moved it on.
@@ -82,17 +83,18 @@ class Turns:
         self._own = 0
 
     def free(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         del self._here
         self._window.Free()
 
-    def _wait(self, index: int, elapsed: float) -> None:
-        """Sleeps a little and looks again."""
+    def _poll(self, index: int, elapsed: float) -> None:
+        """Sleeps, then reads which ticket is served."""
         host, place = self._locks[index]
         if elapsed > self._timeout:
             raise TimeoutError(
                 f"rank {self._rank} waited {self._timeout:g} s for chunk {index} of the center, rank {host}: "
-                f"turn {self._served[0]} does not end, this is turn {self._ticket[0]}"
+                f"the holder of ticket {self._served[0]} does not release it, this rank has ticket "
+                f"{self._ticket[0]}"
             )
         # Short waits stay short, and long ones don't take the core from a rank that computes.
         time.sleep(min(0.001, elapsed / 10))
