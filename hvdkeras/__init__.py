@@ -1,33 +1,38 @@
 """Distributed training of Keras models on Spark data, over MPI.
 
-Importing the package loads neither TensorFlow nor MPI nor Horovod: a Spark driver stays light, and ranks
-set their devices and variables first. In a process of a running job the import itself does that: a script
+Importing the package loads neither TensorFlow nor MPI nor Horovod, and public names only when they are used:
+a Spark driver stays light, ranks set their devices and variables first, and `hvdkeras doctor` starts where
+packages are missing. In a process of a running job the import itself sets devices and variables: a script
 builds its model, with which TensorFlow takes its devices, before it calls `train`.
 """
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
-from hvdkeras.history.records import History
 from hvdkeras.launch import environment, gpu
-from hvdkeras.launch.failure import TrainingError
-from hvdkeras.trainers import (
-    ADAG,
-    AEASGD,
-    DOWNPOUR,
-    EAMSGD,
-    EASGD,
-    AdaptiveDOWNPOUR,
-    AsynchronousEASGD,
-    AveragingTrainer,
-    DiLoCo,
-    DynSGD,
-    EnsembleTrainer,
-    SingleTrainer,
-    SynchronousEAMSGD,
-    SynchronousSGD,
-    Trainer,
-)
+
+if TYPE_CHECKING:
+    from hvdkeras.history.records import History
+    from hvdkeras.launch.failure import TrainingError
+    from hvdkeras.trainers import (
+        ADAG,
+        AEASGD,
+        DOWNPOUR,
+        EAMSGD,
+        EASGD,
+        AdaptiveDOWNPOUR,
+        AsynchronousEASGD,
+        AveragingTrainer,
+        DiLoCo,
+        DynSGD,
+        EnsembleTrainer,
+        SingleTrainer,
+        SynchronousEAMSGD,
+        SynchronousSGD,
+        Trainer,
+    )
 
 __version__ = "0.1.0"
 
@@ -50,6 +55,21 @@ __all__ = [
     "Trainer",
     "TrainingError",
 ]
+
+_HOMES = {"History": "hvdkeras.history.records", "TrainingError": "hvdkeras.launch.failure"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'hvdkeras' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "hvdkeras.trainers")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # Horovod starts ranks with the driver's Python, so Spark's workers must run it, too.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

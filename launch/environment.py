@@ -5,10 +5,12 @@ Nothing here imports MPI, Horovod or TensorFlow: the variables have to be set be
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +95,31 @@ def variables() -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Sets, in this process, what is not set yet. Call it before `mpi4py.MPI` is imported."""
+    """Sets, in this process, what is not set yet, and loads Open MPI.
+
+    Call it before `mpi4py.MPI` is imported.
+    """
     for name, value in variables().items():
         os.environ.setdefault(name, value)
     if shared_memory_bytes() < SHARED_MEMORY_BYTES:
         os.environ.setdefault("OMPI_MCA_osc_sm_backing_directory", tempfile.gettempdir())
+    load_mpi()
+
+
+def load_mpi() -> None:
+    """Loads Open MPI so that it calls its own hwloc, whatever else the process loads, before or after.
+
+    TensorFlow from 2.20 exports the functions of its hwloc to the whole process. mpi4py loads Open MPI with
+    calls that are bound at their first use: some would find TensorFlow's hwloc, and the process would crash
+    when MPI ends. Here all are bound at once, to the library's own functions first.
+    """
+    if "MPI4PY_LIBMPI" in os.environ:
+        return  # mpi4py is told which library to take, and two in one process would crash
+    library = "libmpi.so.40"  # the name that all of Open MPI 4 has
+    root = prefix()
+    # Where there is none, mpi4py says so better.
+    with suppress(OSError):
+        ctypes.CDLL(str(root / "lib" / library) if root else library, os.RTLD_NOW | os.RTLD_DEEPBIND)
 
 
 def shared_memory_bytes() -> int:

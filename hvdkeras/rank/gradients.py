@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
+from hvdkeras.launch import gpu
 from hvdkeras.mpi.waiting import wait
 
 Total = Callable[[tf.Tensor], tf.Tensor]
@@ -121,6 +122,8 @@ def over_horovod(comm: MPI.Comm, compression: str | None) -> Total:
 
 def horovod_has_nccl() -> bool:
     """Tells whether this environment's Horovod can sum tensors on GPUs."""
+    if not gpu.horovod_is_compiled():
+        return False
     import horovod.tensorflow as hvd
 
     return bool(hvd.nccl_built())
