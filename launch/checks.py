@@ -68,6 +68,9 @@ def check_spark() -> Check:
             return Check("Spark", WRONG, "no pyspark", f"{sys.executable} -m pip install 'pyspark>=3.5,<5'")
         version = "of the cluster"
     python = os.environ.get("PYSPARK_PYTHON", "python3")
+    if not os.path.isabs(python) and os.path.dirname(python):
+        found = f"{version}, workers run {python} in their folder, from an archive"
+        return Check("Spark", OK, found)
     if _output([python, "-c", "import sys; print(sys.prefix)"]) == sys.prefix:
         return Check("Spark", OK, f"{version}, workers run {python}")
     return Check(

@@ -62,7 +62,9 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> NoReturn:
-    os.execve(sys.executable, horovodrun(options), {**os.environ, **environment.variables()})
+    # With hosts from the command line, a scheduler's own way to reach them is the better one.
+    alone = {} if options.hosts else environment.UNSCHEDULED
+    os.execve(sys.executable, horovodrun(options), {**os.environ, **alone, **environment.variables()})
 
 
 def horovodrun(options: argparse.Namespace) -> list[str]:

@@ -36,6 +36,10 @@ TUNING = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
+# A launch names the hosts of its ranks itself. Left alone, mpirun asks the scheduler of its own job: Slurm
+# counts one slot for a task, however many cores it has, and would start orted by srun.
+UNSCHEDULED = {"OMPI_MCA_ras": "^slurm,tm,gridengine,lsf,alps,loadleveler", "OMPI_MCA_plm": "rsh"}
+
 # A user who tunes a library in the shell expects the ranks to see it.
 FORWARDED = ("OMPI_MCA_", "UCX_", "HOROVOD_", "NCCL_", "TF_", "KERAS_", "XLA_", "OMP_")
 
@@ -109,9 +113,19 @@ def prepare() -> None:
     """
     for name, value in variables().items():
         os.environ.setdefault(name, value)
+    take_own_paths()
     if shared_memory_bytes() < SHARED_MEMORY_BYTES:
         os.environ.setdefault("OMPI_MCA_osc_sm_backing_directory", tempfile.gettempdir())
     load_mpi()
+
+
+def take_own_paths() -> None:
+    """Replaces the paths of the driver's environment, which mpirun hands on, by those of this one."""
+    os.environ["PATH"] = path()
+    if prefix() is not None:
+        os.environ["OPAL_PREFIX"] = str(prefix())
+    elif not os.path.isdir(os.environ.get("OPAL_PREFIX", os.curdir)):
+        del os.environ["OPAL_PREFIX"]  # the driver's
 
 
 def load_mpi() -> None:
