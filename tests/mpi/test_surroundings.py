@@ -10,6 +10,9 @@ from hvdkeras.launch import local
 
 pytestmark = pytest.mark.mpi
 
+# Of TensorFlow: from 2.20 its note on oneDNN comes at every log level where oneDNN is on.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
 # Each rank imports in an order of its own.
 SCRIPT = """
 import importlib, os
@@ -34,7 +37,7 @@ def test_ranks_end_in_silence_whatever_they_import_first(tmp_path):
     flags = "--allow-run-as-root --oversubscribe -bind-to none -map-by slot -mca pml ob1 -mca btl ^openib"
     ran = subprocess.run(
         ["mpirun", *flags.split(), "-np", "3", sys.executable, str(script)],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, **QUIET, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=280,
