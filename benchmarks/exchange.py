@@ -202,7 +202,14 @@ def on_two_hosts(arguments):
         mpirun = both.entered(0, ranks.mpirun(arguments.ranks, both.mpi_args(arguments.ranks // 2)))
         sizes = ["--megabytes", *map(str, arguments.megabytes)]
         options = ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
-        program = [sys.executable, "-m", "mpi4py", str(Path(__file__).resolve()), *sizes, *options]
+        program = [
+            sys.executable,
+            "-m",
+            "hvdkeras.launch.script",
+            str(Path(__file__).resolve()),
+            *sizes,
+            *options,
+        ]
         env = {**os.environ, **environment.variables(), **both.environment}
         sys.exit(subprocess.run([*mpirun, *program], env=env, check=False).returncode)
 

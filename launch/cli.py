@@ -62,12 +62,14 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> NoReturn:
-    os.execve(sys.executable, horovodrun(options), {**os.environ, **environment.variables()})
+    # With hosts from the command line, a scheduler's own way to reach them is the better one.
+    alone = {} if options.hosts else environment.UNSCHEDULED
+    os.execve(sys.executable, horovodrun(options), {**os.environ, **alone, **environment.variables()})
 
 
 def horovodrun(options: argparse.Namespace) -> list[str]:
     """Puts together the command that `hvdkeras run` becomes."""
-    command = [sys.executable, "-m", "horovod.runner.launch", "--mpi", "-np", str(options.num_proc)]
+    command = [sys.executable, "-m", "hvdkeras.launch.horovodrun", "--mpi", "-np", str(options.num_proc)]
     if options.hosts:
         command += ["-H", options.hosts]
     if options.start_timeout:
@@ -76,8 +78,7 @@ def horovodrun(options: argparse.Namespace) -> list[str]:
         command += [f"--mpi-args={options.mpi_args}"]
     if options.verbose:
         command += ["--verbose"]
-    # Under mpi4py's own runner, an uncaught exception or sys.exit on one rank ends the job.
-    return [*command, sys.executable, "-m", "mpi4py", options.script, *options.args]
+    return [*command, sys.executable, "-m", "hvdkeras.launch.script", options.script, *options.args]
 
 
 if __name__ == "__main__":

@@ -131,12 +131,12 @@ def check_executors(context: SparkContext, num_proc: int) -> None:
     """Compares the executors' Python and packages with the driver's, in one Spark job.
 
     Raises:
-        ValueError: They differ, or the driver's Python is not found on an executor.
+        ValueError: They differ, or an executor has no such Python.
     """
     from py4j.protocol import Py4JJavaError
 
     tasks = max(num_proc, slots(context))
-    here, look = versions(), _look_around(PACKAGES, sys.executable)
+    here, look = versions(), _look_around(PACKAGES)
     try:
         found = context.parallelize(range(tasks), tasks).mapPartitions(look).collect()
     except Py4JJavaError as error:
@@ -145,24 +145,21 @@ def check_executors(context: SparkContext, num_proc: int) -> None:
         if found := re.search(r"Cannot run program .*", str(error)):
             raise ValueError(f"an executor could not start Python: {found[0]}. {_remedy()}") from error
         raise
-    for host, there, has_driver_python in found:
+    for host, python, there in found:
         differences = compare(here, there)
         if differences:
             raise ValueError(
-                f"the executor on {host} differs from the driver: {'; '.join(differences)}. {_remedy()}"
-            )
-        if not has_driver_python:
-            raise ValueError(
-                f"the driver's Python must be at the same path on every executor. "
-                f"Received: no {sys.executable} on {host}"
+                f"the executor on {host} with {python} differs from the driver: {'; '.join(differences)}. "
+                f"{_remedy()}"
             )
 
 
 def _remedy() -> str:
     set_to = os.environ.get("PYSPARK_PYTHON")
     return (
-        "Every executor needs the driver's environment: set PYSPARK_PYTHON to its Python before the session "
-        f"starts, here {sys.executable}. Received: PYSPARK_PYTHON={set_to or '(not set)'}"
+        "Every executor needs an environment with the driver's versions, and PYSPARK_PYTHON must name its "
+        f"Python before the session starts: {sys.executable} where it is the same, or one from an archive "
+        f"(docs/install.md). Received: PYSPARK_PYTHON={set_to or '(not set)'}"
     )
 
 
@@ -181,17 +178,17 @@ def _minor(version: str | None) -> list[str] | None:
 
 def versions() -> dict[str, str | None]:
     """Gives the versions of this Python and of the packages that must agree; None for a missing one."""
-    _, found, _ = next(_look_around(PACKAGES, sys.executable)(iter(())))
+    _, _, found = next(_look_around(PACKAGES)(iter(())))
     return found
 
 
-def _look_around(packages: dict[str, tuple[str, ...]], driver_python: str) -> Any:
+def _look_around(packages: dict[str, tuple[str, ...]]) -> Any:
     # Defined inside, so that it travels by value: an executor may not have this package.
     def look(_: Any) -> Any:
         import importlib.metadata
-        import os
         import platform
         import socket
+        import sys
 
         found = {"python": platform.python_version()}
         for package, names in packages.items():
@@ -202,6 +199,6 @@ def _look_around(packages: dict[str, tuple[str, ...]], driver_python: str) -> An
                     break
                 except importlib.metadata.PackageNotFoundError:
                     continue
-        yield socket.gethostname(), found, os.path.exists(driver_python)
+        yield socket.gethostname(), sys.executable, found
 
     return look

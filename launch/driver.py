@@ -197,4 +197,4 @@ def _script_hidden() -> Iterator[None]:
 
 def rank_variables(env: Mapping[str, str] | None) -> dict[str, str]:
     """Lists the variables that every rank gets: those of `environment`, then the caller's."""
-    return {**environment.variables(), **(env or {})}
+    return {**environment.UNSCHEDULED, **environment.variables(), **(env or {})}

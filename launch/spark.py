@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import cluster, driver, rank
+from hvdkeras.launch import agent, cluster, driver, horovodrun, rank
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
@@ -66,7 +66,7 @@ def run(
     def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
         import horovod.spark
 
-        with _no_build_question(), _no_word_of_cancelling():
+        with horovodrun.mpi_is_built(), agent.executors_python(context.pythonExec), _no_word_of_cancelling():
             horovod.spark.run(
                 rank.perform,
                 (reports.addresses, reports.port, reports.key, _module_paths(context)),
@@ -90,22 +90,6 @@ def run(
         verbose=verbose,
         on_message=on_message,
     )
-
-
-@contextmanager
-def _no_build_question() -> Iterator[None]:
-    """Answers for Horovod that MPI is there.
-
-    It would ask a forked process that imports TensorFlow: three seconds, and a fork beside running threads.
-    """
-    from horovod.runner import launch
-
-    question = launch.mpi_built
-    launch.mpi_built = lambda verbose=False: True
-    try:
-        yield
-    finally:
-        launch.mpi_built = question
 
 
 @contextmanager

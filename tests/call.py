@@ -1,4 +1,4 @@
-"""What each rank of a test runs: `python -m mpi4py call.py FOLDER` calls the pickled function there.
+"""What each rank of a test runs: `call.py FOLDER` calls the pickled function there.
 
 The function's result, or the traceback of what it raised, is left in the same folder under the rank's number.
 """

@@ -1,4 +1,4 @@
-"""What each rank of a crew runs: `python -m mpi4py crew.py FOLDER` makes the calls that come, one by one.
+"""What each rank of a crew runs: `crew.py FOLDER` makes the calls that come, one by one.
 
 A call that raises ends it, and so do some seconds without one, or the file `end`.
 """

@@ -101,7 +101,8 @@ def start_ranks(
     prefix: Sequence[str] = (),
 ) -> subprocess.Popen:
     """Starts a program of the tests' own, with `folder` as its argument, under an mpirun."""
-    command = [*prefix, *mpirun(size, mpi_args), sys.executable, "-m", "mpi4py", str(program), str(folder)]
+    command = [*prefix, *mpirun(size, mpi_args), sys.executable, "-m", "hvdkeras.launch.script"]
+    command += [str(program), str(folder)]
     # The test's module travels by value; what it imports of the tests' own must be found.
     paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     return start(command, {"PYTHONPATH": paths, **(env or {})}, folder / "output")

@@ -16,6 +16,7 @@ from mpi4py import MPI
 from hvdkeras.algorithm import GradientAveraging
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
+from hvdkeras.launch import gpu
 from hvdkeras.mpi.collectives import gathered
 from hvdkeras.mpi.waiting import wait
 
@@ -172,6 +173,8 @@ def over_horovod(comm: MPI.Comm, compression: str | None) -> Total:
 
 def horovod_has_nccl() -> bool:
     """Tells whether this environment's Horovod can sum tensors on GPUs."""
+    if not gpu.horovod_is_compiled():
+        return False
     import horovod.tensorflow as hvd
 
     return bool(hvd.nccl_built())

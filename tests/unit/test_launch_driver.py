@@ -2,13 +2,19 @@
 
 import os
 import socket
+import subprocess
 import sys
 import threading
+import venv
+from importlib.metadata import distribution
+from itertools import pairwise
 from multiprocessing import AuthenticationError
+from pathlib import Path
 
 import pytest
 
-from hvdkeras.launch import cluster, doctor, driver, local, spark
+import hvdkeras
+from hvdkeras.launch import checks, cluster, driver, gpu, libraries, local, spark
 from hvdkeras.launch.cli import main
 from hvdkeras.launch.rank import Driver
 from hvdkeras.launch.report import Reports
@@ -148,12 +154,12 @@ def test_doctor_tells_what_is_missing(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PYSPARK_PYTHON", "/nowhere/python")
-    monkeypatch.setattr(doctor.environment, "path", lambda: str(tmp_path))
-    monkeypatch.setattr(doctor, "check_libraries", lambda: iter(()))
-    monkeypatch.setattr(doctor, "check_ranks", lambda: doctor.Check("two ranks", doctor.OK, "started"))
+    monkeypatch.setattr(checks.environment, "path", lambda: str(tmp_path))
+    monkeypatch.setattr(libraries, "check_libraries", lambda: iter(()))
+    monkeypatch.setattr(libraries, "check_ranks", lambda: checks.Check("two ranks", checks.OK, "started"))
     assert main(["doctor"]) == 1
     wrong = [
-        line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith(doctor.WRONG)
+        line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith(checks.WRONG)
     ]
     assert wrong == ["Java", "Spark", "mpirun"]
 
@@ -169,9 +175,52 @@ def test_doctor_tells_what_is_missing(monkeypatch, tmp_path, capsys):
 )
 def test_doctor_knows_which_java_fits_which_spark(modules, spark_version, good, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", "/java")
-    monkeypatch.setattr(doctor, "_output", lambda command: modules)
-    monkeypatch.setattr(doctor, "_version", lambda name: spark_version)
-    assert (doctor.check_java().state == doctor.OK) == good
+    monkeypatch.setattr(checks, "_output", lambda command: modules)
+    monkeypatch.setattr(checks, "version_of", lambda name: spark_version)
+    assert (checks.check_java().state == checks.OK) == good
+
+
+def test_the_doctor_of_a_bare_environment_names_what_is_missing_and_the_command(tmp_path):
+    venv.create(tmp_path, symlinks=True)
+    python = tmp_path / "bin" / "python"
+    packages = tmp_path / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    # As an installed wheel lies there, with nothing beside it.
+    (packages / "hvdkeras").mkdir()
+    package = Path(hvdkeras.__file__).parent
+    for entry in [*package.iterdir(), Path(local.__file__).parent]:
+        (packages / "hvdkeras" / entry.name).symlink_to(entry)
+    described = distribution("hvdkeras")
+    (packages / "hvdkeras-1.dist-info").mkdir()
+    text = described.read_text("METADATA") or described.read_text("PKG-INFO")
+    (packages / "hvdkeras-1.dist-info" / "METADATA").write_text(text)
+    ran = subprocess.run(
+        [python, "-m", "hvdkeras.launch.cli", "doctor"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert "Traceback" not in ran.stdout
+    missing, command = next(
+        pair for pair in pairwise(ran.stdout.splitlines()) if pair[0].startswith("WRONG packages")
+    )
+    for name in ("cloudpickle", "horovod", "keras", "mpi4py", "numpy", "pandas", "pyarrow"):
+        assert f" {name}" in missing
+        assert f"'{name}" in command
+    assert f"HOROVOD_SKIP_COMPILE=1 {python} -m pip install '" in command
+
+
+@pytest.mark.parametrize(
+    ("devices", "compiled", "state"),
+    [([], None, checks.OK), (["0"], None, checks.NOTE), (["0"], {"mpi": True, "nccl": True}, checks.OK)],
+)
+def test_the_doctor_asks_for_a_compiled_horovod_only_where_gpus_are(devices, compiled, state, monkeypatch):
+    monkeypatch.setattr(gpu, "visible_devices", lambda: devices)
+    found = libraries._horovod({"horovod": compiled})
+    assert found.state == state
+    assert bool(found.remedy) == (state == checks.NOTE)
 
 
 def test_run_becomes_horovodrun(monkeypatch, tmp_path):
@@ -183,8 +232,8 @@ def test_run_becomes_horovodrun(monkeypatch, tmp_path):
     program, command, environ = started[0]
     assert program == sys.executable
     assert command[1:] == [
-        *("-m", "horovod.runner.launch", "--mpi", "-np", "4", "-H", "a:2,b:2", "--mpi-args=-x A"),
-        *(sys.executable, "-m", "mpi4py", str(script), "--epochs", "3"),
+        *("-m", "hvdkeras.launch.horovodrun", "--mpi", "-np", "4", "-H", "a:2,b:2", "--mpi-args=-x A"),
+        *(sys.executable, "-m", "hvdkeras.launch.script", str(script), "--epochs", "3"),
     ]
     assert environ["OMPI_MCA_osc"] == "sm,ucx"
 
