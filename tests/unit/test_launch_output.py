@@ -112,15 +112,15 @@ def ended(said="", failures=(), lost=(), results=(), size=2):
 
 
 def test_the_killed_rank_is_the_cause_not_the_one_that_raised_because_of_it():
-    error = ended(KILLED, failures=[Failure(0, "MPI_ERR_OTHER\n", None)], lost=[1])
+    error = ended(KILLED, failures=[Failure(0, "MPI_ERR_OTHER\n", None, "MPI_ERR_OTHER")], lost=[1])
     assert (error.rank, error.host, error.signal, error.remote_traceback) == (1, "host1", 9, None)
     assert "rank 1 on host1 was killed by signal 9 (SIGKILL)" in str(error)
 
 
 def test_the_first_that_raised_is_the_cause():
     failures = [
-        Failure(1, "Traceback\nValueError: bad\n", None),
-        Failure(0, "Traceback\nKeyError: 1\n", None),
+        Failure(1, "Traceback\nValueError: bad\n", None, "ValueError: bad"),
+        Failure(0, "Traceback\nKeyError: 1\n", None, "KeyError: 1"),
     ]
     error = ended(ABORTED, failures=failures, lost=[0])
     assert (error.rank, error.signal, error.exitcode) == (1, None, None)
