@@ -13,14 +13,13 @@ import cloudpickle
 
 from hvdkeras.launch import environment
 from hvdkeras.launch.failure import explain
+from hvdkeras.launch.mpirun import MARK
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 from hvdkeras.launch.supervisor import Job, Supervisor, late_ranks
 
 log = logging.getLogger(__name__)
 
-# In mpirun's environment, so that a launch can tell its own mpirun from that of another.
-MARK = "HVDKERAS_LAUNCH"
 # Horovod gives both already; mpirun refuses a second one, even with the same value.
 TAKEN_MPI_PARAMETERS = ("pml", "btl")
 

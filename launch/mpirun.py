@@ -18,6 +18,8 @@ import psutil
 from hvdkeras.launch import remains
 from hvdkeras.launch.output import Output
 
+# In the environment of mpirun and its ranks, which tells them from those of another launch.
+MARK = "HVDKERAS_LAUNCH"
 KEEPER = Path(__file__).with_name("keeper.py")
 # The keeper needs 4 of them where mpirun does not answer.
 END_SECONDS = 10.0
@@ -77,7 +79,8 @@ class Mpirun:
         try:
             keeper.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            kill(keeper.pid)
+            with suppress(psutil.NoSuchProcess):
+                kill([psutil.Process(keeper.pid)])
 
     def _execute(self, command: str, env: Mapping[str, str], **_: Any) -> int:
         """Stands in for Horovod's `safe_shell_exec.execute`.
@@ -104,6 +107,8 @@ class Mpirun:
         for reader in readers:
             reader.start()
         status = keeper.wait()
+        if status < 0:
+            kill(marked(env[MARK]))  # the keeper was killed, and nobody else does it
         for reader in readers:
             reader.join(READ_SECONDS)
         with suppress(OSError):
@@ -123,15 +128,26 @@ def _require_open_mpi(env: Mapping[str, str]) -> None:
         raise RuntimeError(f"ranks need the mpirun of Open MPI on PATH. Received: {said}")
 
 
-def kill(pid: int) -> None:
-    """Kills a process and its descendants, children first found, and waits until they are gone."""
-    with suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        family = [*root.children(recursive=True), root]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=END_SECONDS)
+def marked(mark: str) -> list[psutil.Process]:
+    """Finds the processes of one launch on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kills processes and their descendants, and waits until they are gone."""
+    family = list(processes)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=END_SECONDS)
 
 
 def with_names(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:

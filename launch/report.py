@@ -141,13 +141,13 @@ class Reports:
         """Waits until all ranks that connected were heard to their end: mpirun may be faster than they.
 
         Args:
-            timeout: seconds without anything of a rank while the receiver of messages has none to take.
+            timeout: seconds without more of a result while the receiver of messages has none to take.
         """
         before, moved = None, 0.0
         with self.changed:
             while not (self._closed or self.broken) and (self.unheard() or self._messages.unfinished_tasks):
                 left = self._messages.unfinished_tasks
-                state = [left, *(wire.moved for wire in self._wires.values())]
+                state = [left, len(self.unheard()), *(wire.bulk for wire in self._wires.values())]
                 if state != before:
                     before, moved = state, time.monotonic()
                 elif time.monotonic() - moved > (RECEIVER_SECONDS if left else timeout):

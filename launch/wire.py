@@ -11,6 +11,7 @@ from multiprocessing.connection import answer_challenge, deliver_challenge
 
 HEADER = struct.Struct("!Q")
 PIECE_BYTES = 1 << 20
+LONG_BYTES = 1 << 16
 # TCP asks the other end four times, after half of the time that it may be silent.
 KEEPALIVE_PROBES = 4
 
@@ -23,11 +24,12 @@ class Wire:
 
     Attributes:
         moved: when bytes arrived last, by `time.monotonic`: a long message is a sign of life, too.
+        bulk: bytes of long messages that have arrived.
     """
 
     def __init__(self, connected: socket.socket):
         self._socket, self._sending = connected, threading.Lock()
-        self.moved = time.monotonic()
+        self.moved, self.bulk = time.monotonic(), 0
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def authenticate(self, key: bytes, *, first: bool) -> None:
@@ -90,4 +92,6 @@ class Wire:
                 raise EOFError
             self.moved = time.monotonic()
             at += count
+            if length > LONG_BYTES:
+                self.bulk += count
         return received
