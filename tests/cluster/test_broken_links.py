@@ -16,8 +16,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.slow]
 
 def broken(session, folder, seconds, timeout):
     """Ranks on both hosts that say they are there, and then work by themselves for some seconds."""
-    from hvdkeras.launch import spark
+    from hvdkeras.launch import cluster, spark
     from hvdkeras.launch.failure import TrainingError
+
+    deadline = time.monotonic() + 120
+    while cluster.slots(session.sparkContext) < 4 and time.monotonic() < deadline:
+        time.sleep(0.5)
 
     def work():
         import socket
