@@ -176,15 +176,18 @@ class Reports:
         return set(self.hosts) - set(self.results) - set(self.lost) - {f.rank for f in self.failures}
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            wire = Wire(accepted)
-            with self.changed:
-                self._open.add(wire)
-            threading.Thread(target=self._serve, args=(wire,), name="reports-rank", daemon=True).start()
+                wire = Wire(accepted)
+                with self.changed:
+                    self._open.add(wire)
+                threading.Thread(target=self._serve, args=(wire,), name="reports-rank", daemon=True).start()
+            except Exception as error:
+                # Closed; or this process has too many files or threads, and no rank would be heard any more.
+                if not self._closed:
+                    self._break(error)
+                return
 
     def _serve(self, wire: Wire) -> None:
         rank = None

@@ -84,8 +84,7 @@ class Supervisor:
             verdict = self._wait()
             said = last_said(self._reports)
         finally:
-            if not self._over:
-                self._job.end()
+            self._job.end()
             runner.join(GRACE_SECONDS)
         return replace(self._silent_at_failure() or verdict, said=said)
 

@@ -38,12 +38,10 @@ def strike(folder: Path, name: str, number: int, driver: subprocess.Popen) -> No
     if name == "driver":
         driver.send_signal(number)
         return
-    # mpirun may be started through a wrapper; a keeper has mpirun's words in its own.
-    found = [pid for pid, words in others().items() if name in words.split(" ")[0].rpartition("/")[2]]
-    if name == "keeper":
-        found = [pid for pid, words in others().items() if "keeper.py" in words]
-    for pid in found:
-        os.kill(int(pid), number)
+    # A program by its name; anything else by a word of its command line. The keeper has mpirun's words, too.
+    found = [pid for pid, words in others().items() if name == words.split(" ")[0].rpartition("/")[2]]
+    found = found or [pid for pid, words in others().items() if name in words]
+    os.kill(int(min(found, key=int)), number)
 
 
 def main(folder: Path, name: str, number: int) -> None:

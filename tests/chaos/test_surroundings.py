@@ -67,9 +67,10 @@ def test_a_launch_works(ran, name):
     assert status == 0
 
 
-def test_too_little_memory_is_an_error_with_a_bound(ran):
-    # Enough for the driver, not for MPI on a rank.
-    status, output = ran("ulimit -v 400000 && exec $0")
+@pytest.mark.parametrize("kilobytes", [250_000, 400_000])
+def test_too_little_memory_is_an_error_with_a_bound(ran, kilobytes):
+    # Too little for the driver's threads, or for MPI on a rank.
+    status, output = ran(f"ulimit -v {kilobytes} && exec $0")
     assert status != 0
     assert "Error" in output
 
