@@ -12,24 +12,20 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvdkeras.launch.orted import PYTHON_VARIABLE
 
 
-@contextmanager
-def executors_python(python: str) -> Iterator[None]:
-    """Has Horovod start the ranks on executors with their own Python.
+def executors_python(mpi_run: Callable[..., None], python: str) -> Callable[..., None]:
+    """Returns Horovod's `mpi_run` changed so that executors start ranks with their own Python.
 
     Args:
+        mpi_run: Horovod's function.
         python: what the executors call it, as in `PYSPARK_PYTHON`; a relative path begins at the working
             directory of an executor.
     """
-    import horovod.spark.mpi_run as horovods
-
-    mpi_run = horovods.hr_mpi_run
 
     def run(settings: Any, nics: Any, env: dict[str, str], command: Sequence[str], **streams: Any) -> None:
         settings.extra_mpi_args = settings.extra_mpi_args.replace(
@@ -39,11 +35,7 @@ def executors_python(python: str) -> Iterator[None]:
         shell = ("/bin/sh", "-c", f'exec "${PYTHON_VARIABLE}" "$@"', "rank")
         mpi_run(settings, nics, env, [*shell, *command[1:]], **streams)
 
-    horovods.hr_mpi_run = run
-    try:
-        yield
-    finally:
-        horovods.hr_mpi_run = mpi_run
+    return run
 
 
 def own_orted(command: str, python: str) -> str:

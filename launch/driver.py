@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from types import FrameType
 from typing import Any
 
 import cloudpickle
-import psutil
 
 from hvdkeras.launch import environment
 from hvdkeras.launch.failure import explain
+from hvdkeras.launch.mpirun import MARK
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
+from hvdkeras.launch.supervisor import Job, Supervisor, late_ranks
 
 log = logging.getLogger(__name__)
 
-# In mpirun's environment, so that a launch can tell its own mpirun from that of another.
-MARK = "HVDKERAS_LAUNCH"
 # Horovod gives both already; mpirun refuses a second one, even with the same value.
 TAKEN_MPI_PARAMETERS = ("pml", "btl")
 
 
 def check_arguments(
-    num_proc: int, start_timeout: float, env: Mapping[str, str] | None, mpi_args: str | None
+    num_proc: int, start_timeout: float, timeout: float, env: Mapping[str, str] | None, mpi_args: str | None
 ) -> None:
     """Refuses what `mpirun` would refuse later and less clearly.
 
@@ -41,8 +35,9 @@ def check_arguments(
     """
     if isinstance(num_proc, bool) or not isinstance(num_proc, int) or num_proc < 1:
         raise ValueError(f"num_proc must be a positive integer. Received: {num_proc!r}")
-    if isinstance(start_timeout, bool) or not isinstance(start_timeout, int | float) or start_timeout <= 0:
-        raise ValueError(f"start_timeout must be a positive number of seconds. Received: {start_timeout!r}")
+    for name, seconds in {"start_timeout": start_timeout, "timeout": timeout}.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+            raise ValueError(f"{name} must be a positive number of seconds. Received: {seconds!r}")
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"env must map strings to strings. Received: {name!r}: {value!r}")
@@ -72,127 +67,66 @@ def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) 
 
 
 def launch(
-    start: Callable[[Reports, dict[str, str], Output], None],
+    make_job: Callable[[Reports, dict[str, str], Output], Job],
     task: bytes,
     num_proc: int,
     *,
     driver_host: str | None,
     start_timeout: float,
+    timeout: float,
+    begun: float,
     env: Mapping[str, str],
     verbose: int,
     on_message: Callable[[int, Any], None] | None,
 ) -> list[Any]:
-    """Starts ranks, waits for their end, and tells what came of it.
+    """Starts ranks, waits for their end, and returns what came of it.
 
     Args:
-        start: Runs mpirun to its end, given the reports that the ranks must reach, the environment and where
-            the output goes; raises if mpirun fails.
-        task: What `pack` made.
-        num_proc: Number of ranks.
-        driver_host: See `Reports`.
-        start_timeout: Seconds until all ranks must have started.
-        env: The environment of mpirun.
-        verbose: See `Output`.
-        on_message: See `Reports`.
+        make_job: makes the job, given the reports that the ranks must reach, the environment and where the
+            output goes.
+        task: what `pack` made.
+        num_proc: number of ranks.
+        driver_host: see `Reports`.
+        start_timeout: seconds from `begun` until all ranks must have started.
+        timeout: seconds without a sign of life of a rank that has started.
+        begun: when the caller's launch began, by `time.monotonic`.
+        env: the environment of mpirun.
+        verbose: see `Output`.
+        on_message: see `Reports`.
 
     Returns:
         The results, by rank.
 
     Raises:
-        TrainingError: A rank failed, or mpirun did.
-        TimeoutError: Not all ranks started in time.
+        TrainingError: a rank failed or fell silent, or mpirun failed.
+        TimeoutError: not all ranks started in time.
     """
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    late, interrupted, ended = threading.Event(), threading.Event(), None
-    with Reports(task, num_proc, driver_host, on_message) as reports:
+    with Reports(task, num_proc, driver_host, on_message, timeout) as reports:
         output = Output(verbose, reports.hosts)
-
-        def watch() -> None:
-            if not reports.wait_started(start_timeout):
-                late.set()
-                _end_mpirun(mark)
-
-        threading.Thread(target=watch, name="watch-start", daemon=True).start()
-        try:
-            with _script_hidden(), _interrupts(interrupted):
-                start(reports, {**env, MARK: mark}, output)
-        except Exception as error:
-            ended = error
+        job = make_job(reports, {**env, MARK: mark}, output)
+        supervisor = Supervisor(reports, job, start_timeout, timeout, begun)
+        verdict = supervisor.watch()
         output.finish()
         reports.settle()
-    if interrupted.is_set():
-        raise KeyboardInterrupt
     if reports.broken is not None:
         raise reports.broken
-    if late.is_set() or _is_timeout(ended):
-        raise TimeoutError(_late(reports, start_timeout, ended)) from ended
-    return _results(reports, output, ended)
-
-
-def _results(reports: Reports, output: Output, ended: BaseException | None) -> list[Any]:
+    if verdict.kind == "late":
+        raise TimeoutError(verdict.words)
+    if _is_timeout(supervisor.ended):
+        late = late_ranks(reports, start_timeout)
+        raise TimeoutError(f"{late}: {supervisor.ended}") from supervisor.ended
     if len(reports.results) < reports.size:
-        raise explain(reports, output, ended) from ended
-    if ended is not None:
-        # Nothing is lost then, but a crash at exit should not pass unseen.
-        words = output.of_mpirun()
-        log.warning("every rank had sent its result when the job ended badly: %s\n%s", ended, words)
+        raise explain(reports, output, supervisor.ended, verdict) from supervisor.ended
+    if verdict.kind != "ended" or supervisor.ended is not None:
+        # Nothing is lost then, but it should not pass unseen.
+        how = verdict.words or supervisor.ended
+        log.warning("all results had come when the job ended badly: %s %s", how, output.of_mpirun().strip())
     return [reports.results[rank] for rank in range(reports.size)]
-
-
-def _late(reports: Reports, start_timeout: float, ended: BaseException | None) -> str:
-    silent = sorted(set(range(reports.size)) - set(reports.hosts))
-    waiting = sorted(set(reports.hosts) - reports.started)
-    states = [f"ranks {silent} did not connect"] if silent else []
-    states += [f"ranks {waiting} connected and wait for MPI to start"] if waiting else []
-    reason = f": {ended}" if _is_timeout(ended) else ""
-    return f"waited start_timeout={start_timeout:g} s for {reports.size} ranks: {'; '.join(states)}{reason}"
 
 
 def _is_timeout(error: BaseException | None) -> bool:
     return type(error).__name__ == "TimeoutException"  # Horovod's, which is not imported for its name
-
-
-def _end_mpirun(mark: str) -> None:
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.cmdline()[:1] == ["mpirun"] and process.environ().get(MARK) == mark:
-                process.terminate()
-
-
-@contextmanager
-def _interrupts(interrupted: threading.Event) -> Iterator[None]:
-    """Notes that Ctrl-C was pressed: Horovod ends mpirun on it, and then tells only that mpirun failed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _script_hidden() -> Iterator[None]:
-    """Keeps Horovod from running the caller's script a second time.
-
-    Horovod starts mpirun from a process that multiprocessing spawns, and such a process first imports the
-    main script; one without `if __name__ == "__main__"` would start over in it, Spark session and all.
-    """
-    main = sys.modules["__main__"]
-    hidden = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(hidden)
 
 
 def rank_variables(env: Mapping[str, str] | None) -> dict[str, str]:

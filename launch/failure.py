@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hvdkeras.launch.output import Death, Output
     from hvdkeras.launch.report import Failure, Reports
+    from hvdkeras.launch.supervisor import Verdict
+
+
+# An error must stay readable, and a driver's log writable.
+LONGEST = 50_000
 
 
 class TrainingError(RuntimeError):
@@ -46,41 +51,73 @@ def _rebuild(message: str, attributes: dict[str, Any]) -> TrainingError:
     return TrainingError(message, **attributes)
 
 
-def explain(reports: Reports, output: Output, ended: BaseException | None) -> TrainingError:
+def explain(
+    reports: Reports,
+    output: Output,
+    ended: BaseException | None,
+    verdict: Verdict | None = None,
+) -> TrainingError:
     """Finds out which rank ended a job, and why.
 
     Args:
-        reports: What the ranks told.
-        output: What mpirun and the ranks printed.
-        ended: What the launcher raised, if it did.
+        reports: what the ranks told.
+        output: what mpirun and the ranks printed.
+        ended: what the launcher raised, if it did.
+        verdict: why the supervisor took the job for over; by default it ended by itself.
     """
     death = output.death()
     reported = {failure.rank for failure in reports.failures}
-    # A rank that is killed makes others raise; one that reports makes mpirun end others with SIGTERM.
-    if (
-        death is not None
-        and death.rank not in reported
-        and not (reported and death.signal == signals.SIGTERM)
-    ):
+    killed = (signals.SIGTERM, signals.SIGKILL) if verdict and verdict.kind != "ended" else (signals.SIGTERM,)
+    # A rank that is killed makes others raise; one that reports makes mpirun end others, as the driver does.
+    ended_by_others = (reported or len(killed) > 1) and death is not None and death.signal in killed
+    silent = bool(verdict and verdict.silent)
+    if death is not None and death.rank not in reported and not ended_by_others and not silent:
         return _died(death, reports.hosts.get(death.rank), output)
+    if silent:
+        return _silent(verdict, reports.hosts)
     if reports.failures:
-        return _raised(reports.failures[0], reports.hosts)
+        return _raised(reports.failures[0], reports.hosts, verdict.said if verdict else "")
     if reports.lost:
-        rank = reports.lost[0]
+        rank = next(iter(reports.lost))
         message = f"rank {rank} on {reports.hosts[rank]} ended without a word{_last_lines(output, rank)}"
-        return TrainingError(message + _mpirun_words(output, ended), rank=rank, host=reports.hosts[rank])
-    silent = sorted(set(range(reports.size)) - set(reports.results))
+        trouble = f"\n\n{verdict.words}" if verdict and verdict.words else ""
+        return TrainingError(
+            message + trouble + _mpirun_words(output, ended), rank=rank, host=reports.hosts[rank]
+        )
+    missing = sorted(set(range(reports.size)) - set(reports.results))
     return TrainingError(
-        f"the job ended without a result of ranks {silent}{_last_lines(output, *silent)}"
+        f"the job ended without a result of ranks {missing}"
+        + (f": {verdict.words}" if verdict and verdict.words else "")
+        + _last_lines(output, *missing)
         + _mpirun_words(output, ended)
     )
 
 
-def _raised(failure: Failure, hosts: dict[int, str]) -> TrainingError:
-    host = hosts[failure.rank]
-    summary = failure.traceback.rstrip().rsplit("\n", 1)[-1]
+def bounded(text: str, longest: int = LONGEST) -> str:
+    """Leaves the middle of a text out where it has more characters than `longest`."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"
+
+
+def _silent(verdict: Verdict, hosts: dict[int, str]) -> TrainingError:
+    rank = verdict.silent[0]
     return TrainingError(
-        f"rank {failure.rank} on {host} raised {summary}\n\nThe traceback there:\n{failure.traceback}",
+        f"rank {rank} on {hosts[rank]} is silent: {verdict.words}\n\nHeard last:\n{verdict.said}",
+        rank=rank,
+        host=hosts[rank],
+    )
+
+
+def _raised(failure: Failure, hosts: dict[int, str], said: str) -> TrainingError:
+    host = hosts[failure.rank]
+    # Who waited in vain may not be who is stuck.
+    heard = f"\n\nHeard last:\n{said}" if said and failure.summary.startswith("TimeoutError") else ""
+    return TrainingError(
+        f"rank {failure.rank} on {host} raised {failure.summary}\n\n"
+        f"The traceback there:\n{failure.traceback}{heard}",
         rank=failure.rank,
         host=host,
         remote_traceback=failure.traceback,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -12,9 +13,14 @@ from typing import Any
 
 import cloudpickle
 
-from hvdkeras.launch import driver, environment, rank
+from hvdkeras.launch import driver, environment, rank, remains
+from hvdkeras.launch.mpirun import Mpirun
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
+
+# Ranks of one host talk through its memory and open no port. mpirun opens one on all interfaces whatever it
+# is told, but tells its processes the address of this one only.
+FLAGS = ["-mca pml ob1", "-mca btl self,vader", "-mca oob_tcp_if_include lo"]
 
 
 def run(
@@ -24,6 +30,7 @@ def run(
     num_proc: int | None = None,
     *,
     start_timeout: float = 600,
+    timeout: float = 600,
     env: Mapping[str, str] | None = None,
     mpi_args: str | None = None,
     verbose: int = 1,
@@ -40,7 +47,9 @@ def run(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         num_proc: Number of ranks; by default 1, inside a job the job's.
-        start_timeout: Seconds until all ranks must have started.
+        start_timeout: Seconds until all ranks must have started and loaded `fn`.
+        timeout: Seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
+            send one a second, whatever their function does.
         env: Variables for the ranks, beside those of `environment.variables()`.
         mpi_args: Further arguments of mpirun, as on its command line.
         verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
@@ -51,55 +60,76 @@ def run(
         The results, by rank.
 
     Raises:
-        TrainingError: A rank raised, exited or was killed.
+        TrainingError: A rank raised, exited, was killed or fell silent.
         TimeoutError: Not all ranks started within `start_timeout`.
         ValueError: An argument is out of its range, or differs from the running job.
         TypeError: An argument has the wrong type or can't be pickled.
     """
-    here = environment.job()
+    begun, here = time.monotonic(), environment.job()
     if num_proc is None:
         num_proc = here.size if here else 1
-    driver.check_arguments(num_proc, start_timeout, env, mpi_args)
+    driver.check_arguments(num_proc, start_timeout, timeout, env, mpi_args)
     if here is not None:
         return _take_part(here, fn, args, kwargs, num_proc, on_message)
     task = driver.pack(fn, args, kwargs)
 
-    def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
-        way = {"addresses": reports.addresses, "port": reports.port, "key": reports.key, "paths": sys.path}
-        _mpirun(
-            num_proc,
-            {**environ, rank.DRIVER_VARIABLE: cloudpickle.dumps(way).hex()},
-            mpi_args,
-            verbose,
-            output,
-        )
-
     return driver.launch(
-        start,
+        partial(_LocalJob, num_proc, mpi_args, verbose, timeout),
         task,
         num_proc,
         driver_host=None,
         start_timeout=start_timeout,
+        timeout=timeout,
+        begun=begun,
         env={**os.environ, **driver.rank_variables(env)},
         verbose=verbose,
         on_message=on_message,
     )
 
 
-def _mpirun(num_proc: int, env: dict[str, str], mpi_args: str | None, verbose: int, output: Output) -> None:
-    # What `horovod.run` ends in; that one takes neither an environment nor streams.
-    from horovod.runner.common.util.settings import Settings
-    from horovod.runner.mpi_run import mpi_run
+class _LocalJob:
+    """A job whose ranks are all on this machine; see `hvdkeras.launch.supervisor.Job`."""
 
-    settings = Settings(
-        verbose=verbose,
-        num_proc=num_proc,
-        hosts=f"localhost:{num_proc}",
-        extra_mpi_args=mpi_args,
-        run_func_mode=True,
-    )
-    command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]
-    mpi_run(settings, None, env, command, stdout=output, stderr=output)
+    def __init__(
+        self,
+        num_proc: int,
+        mpi_args: str | None,
+        verbose: int,
+        timeout: float,
+        reports: Reports,
+        env: dict[str, str],
+        output: Output,
+    ):
+        way = {"addresses": reports.addresses, "port": reports.port, "key": reports.key, "timeout": timeout}
+        self._env = {**env, rank.DRIVER_VARIABLE: cloudpickle.dumps({**way, "paths": sys.path}).hex()}
+        self._num_proc, self._mpi_args, self._verbose = num_proc, mpi_args, verbose
+        self._folders = remains.Folders()
+        self._mpirun = Mpirun(output, self._folders)
+
+    def run(self) -> None:
+        # What `horovod.run` ends in; that one takes neither an environment nor streams.
+        from horovod.runner import mpi_run
+        from horovod.runner.common.util.settings import Settings
+
+        settings = Settings(
+            verbose=self._verbose,
+            num_proc=self._num_proc,
+            hosts=f"localhost:{self._num_proc}",
+            extra_mpi_args=self._mpi_args,
+            run_func_mode=True,
+        )
+        command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]
+        env = {**self._folders.variables(), **self._env}
+        try:
+            self._mpirun.run(mpi_run.mpi_run, settings, None, env, command, flags=FLAGS)
+        finally:
+            self._folders.close()
+
+    def trouble(self) -> str | None:
+        return None
+
+    def end(self) -> None:
+        self._mpirun.end()
 
 
 def _take_part(

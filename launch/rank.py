@@ -12,72 +12,91 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import cloudpickle
 
-from hvdkeras.launch import environment
+from hvdkeras.launch import environment, remains
+from hvdkeras.launch.failure import bounded
+from hvdkeras.launch.wire import Wire
 
 # Names the variable that tells a rank on this machine how to reach its driver.
 DRIVER_VARIABLE = "HVDKERAS_DRIVER"
 CONNECT_SECONDS = 10
 # How long an MPI that is broken may take to abort before the process ends by itself.
 ABORT_SECONDS = 5
+# How long telling the driver of an error may take before the job is aborted without.
+TELL_SECONDS = 30
+BEAT_SECONDS = 1.0
+LONGEST_SUMMARY = 1000
 
 
 class Driver:
     """The rank's end of its connection with the driver.
 
     Args:
-        addresses: Host names or IP addresses of the driver, likeliest first.
-        port: Its port.
-        key: The secret that both ends prove to know.
+        addresses: host names or IP addresses of the driver, likeliest first.
+        port: its port.
+        key: the secret that both ends prove to know.
+        timeout: seconds after which TCP takes the driver's host for lost.
     """
 
-    def __init__(self, addresses: Sequence[str], port: int, key: bytes):
-        self._connection = _connect(addresses, port)
-        self._writing = threading.Lock()
+    def __init__(self, addresses: Sequence[str], port: int, key: bytes, timeout: float = 600.0):
+        self._wire = _connect(addresses, port)
+        self._wire.limit_silence(timeout)
         self._finished = False
-        answer_challenge(self._connection, key)
-        deliver_challenge(self._connection, key)
+        self._wire.authenticate(key, first=False)
 
     def send(self, kind: str, *content: Any) -> None:
-        data = cloudpickle.dumps((kind, *content))
-        with self._writing:
-            self._connection.send_bytes(data)
+        self._wire.send_bytes(kind.encode(), cloudpickle.dumps(content))
 
     def receive(self) -> bytes:
-        return self._connection.recv_bytes()
+        return self._wire.recv_bytes()
 
     def follow(self) -> None:
-        """From now on, ends this process when the driver is gone."""
+        """From now on, shows the driver that this process lives, and ends it when the driver is gone."""
         threading.Thread(target=self._follow, name="follow-driver", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def finish(self) -> None:
         self._finished = True
 
     def _follow(self) -> None:
-        try:
-            self._connection.recv_bytes()
-        except (EOFError, OSError):
-            if not self._finished:
-                print("the driver is gone: this rank ends too", file=sys.stderr, flush=True)
-                os._exit(1)
+        with suppress(EOFError, OSError):
+            self._wire.recv_bytes()
+        if not self._finished:
+            print("the driver is gone: this rank ends too", file=sys.stderr, flush=True)
+        remains.leave()
+        os._exit(0 if self._finished else 1)
+
+    def _beat(self) -> None:
+        main = threading.main_thread().ident
+        with suppress(OSError):  # then the other thread ends this process
+            while not self._finished:
+                self.send("alive", _place(sys._current_frames().get(main)))
+                time.sleep(BEAT_SECONDS)
 
 
-def _connect(addresses: Sequence[str], port: int) -> Connection:
+def _place(frame: FrameType | None) -> str:
+    """Names the line of Python that a thread runs."""
+    if frame is None:
+        return ""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _connect(addresses: Sequence[str], port: int) -> Wire:
     refusals = []
     for address in addresses:
         try:
-            with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connected:
-                connected.settimeout(None)
-                return Connection(os.dup(connected.fileno()))
+            connected = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
+            connected.settimeout(None)
+            return Wire(connected)
         except OSError as error:
             refusals.append(f"{address}: {error}")
     raise ConnectionError(
@@ -85,6 +104,7 @@ def _connect(addresses: Sequence[str], port: int) -> Connection:
     )
 
 
+_driver: Driver | None = None
 _receiver: Callable[[Any], None] | None = None
 
 
@@ -111,15 +131,19 @@ def sending_to(receiver: Callable[[Any], None]) -> Iterator[None]:
         _receiver = before
 
 
-def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str] = ()) -> None:
+def perform(
+    addresses: Sequence[str], port: int, key: bytes, timeout: float = 600.0, paths: Sequence[str] = ()
+) -> None:
     """Runs, on this rank, the function that the driver holds ready, and sends back what came of it.
 
     Args:
-        addresses: See `Driver`.
-        port: See `Driver`.
-        key: See `Driver`.
-        paths: Where else modules of the driver are found, relative to the working directory or absolute.
+        addresses: see `Driver`.
+        port: see `Driver`.
+        key: see `Driver`.
+        timeout: see `Driver`.
+        paths: where else modules of the driver are found, relative to the working directory or absolute.
     """
+    global _driver
     environment.prepare()
     if os.environ.get("NCCL_DEBUG") == "INFO":
         os.environ["NCCL_DEBUG"] = "WARN"  # Horovod on Spark asks for pages of text
@@ -130,7 +154,9 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
         raise RuntimeError(
             "a rank is started by mpirun. Received: no OMPI_COMM_WORLD_RANK in the environment"
         )
-    driver = Driver(addresses, port, key)
+    if place.local_rank == 0:
+        remains.clear_away()
+    _driver = driver = Driver(addresses, port, key, timeout)
     driver.send("hello", place.rank, socket.gethostname(), os.getpid())
     task = driver.receive()
     driver.follow()
@@ -139,16 +165,55 @@ def perform(addresses: Sequence[str], port: int, key: bytes, paths: Sequence[str
         # Only a process inside MPI is missed by mpirun when it exits with status 0 half-way.
         from mpi4py import MPI  # noqa: F401
 
-        driver.send("started")
+        driver.send("inside")
         fn, args, kwargs = cloudpickle.loads(task)
+        driver.send("started")
         with sending_to(partial(driver.send, "message")):
             driver.send("result", fn(*args, **kwargs))
     except BaseException as error:
-        try:
-            driver.send("failure", describe(error), exit_status(error))
-        finally:
-            abort()
+        _fail(driver, describe(error), exit_status(error), summary(error))
     driver.finish()
+
+
+def _fail(driver: Driver, described: str, status: int | None, summed_up: str) -> NoReturn:
+    """Tells the driver why this rank ends, and ends the job."""
+    late = threading.Timer(TELL_SECONDS, abort)
+    late.daemon = True
+    late.start()
+    try:
+        driver.send("failure", described, status, summed_up)
+    finally:
+        abort()
+
+
+@contextmanager
+def limit(seconds: float, what: str) -> Iterator[None]:
+    """Ends the job, with an error of this rank, if the block takes longer: for MPI's calls that only block.
+
+    Args:
+        seconds: how long the block may take.
+        what: what it waits for, as in `"all 2 ranks to make the center"`.
+    """
+    waiting = threading.get_ident()
+
+    def give_up() -> None:
+        me = environment.job()
+        message = f"TimeoutError: rank {me.rank if me else 0} waited {seconds:g} s for {what}"
+        frame = sys._current_frames().get(waiting)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        described = f"Waiting in (most recent call last):\n{stack}{message}\n"
+        if _driver is not None:
+            _fail(_driver, described, None, message)
+        print(described, end="", file=sys.stderr)
+        abort()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def show_log(line_format: str) -> None:
@@ -170,7 +235,20 @@ def show_log(line_format: str) -> None:
 def describe(error: BaseException) -> str:
     """Formats the traceback of an error, without the frame that called the user's function."""
     inner = error.__traceback__.tb_next if error.__traceback__ is not None else None
-    return "".join(traceback.format_exception(type(error), error, inner or error.__traceback__))
+    trace = traceback.format_exception(type(error), error, inner or error.__traceback__)
+    return bounded("".join(map(bounded, trace)))
+
+
+def summary(error: BaseException) -> str:
+    """Names an error in one line: its type, and the first line of its message."""
+    name = type(error).__qualname__
+    if type(error).__module__ not in ("builtins", "__main__"):
+        name = f"{type(error).__module__}.{name}"
+    try:
+        message = str(error).strip().partition("\n")[0][:LONGEST_SUMMARY]
+    except Exception:
+        message = "(its message can't be shown)"
+    return f"{name}: {message}" if message else name
 
 
 def exit_status(error: BaseException) -> int | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, horovodrun, rank
+from hvdkeras.launch import agent, cluster, driver, rank
+from hvdkeras.launch.mpirun import Mpirun, with_names
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -24,6 +28,7 @@ def run(
     num_proc: int | None = None,
     *,
     start_timeout: float = 600,
+    timeout: float = 600,
     env: Mapping[str, str] | None = None,
     mpi_args: str | None = None,
     verbose: int = 1,
@@ -38,8 +43,10 @@ def run(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         num_proc: Number of ranks; by default as many as the executors registered now have slots.
-        start_timeout: Seconds until all ranks must have started. The default leaves a cluster the time to get
-            executors on demand.
+        start_timeout: Seconds until all ranks must have started and loaded `fn`. The default leaves a cluster
+            the time to get executors on demand.
+        timeout: Seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
+            send one a second, whatever their function does. Those that are cut off for longer end themselves.
         env: Variables for the ranks, beside those of `environment.variables()`.
         mpi_args: Further arguments of mpirun, as on its command line.
         verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
@@ -49,64 +56,194 @@ def run(
         The results, by rank.
 
     Raises:
-        TrainingError: A rank raised, exited or was killed.
+        TrainingError: A rank raised, exited, was killed or fell silent.
         TimeoutError: Not all ranks started within `start_timeout`.
         ValueError: No SparkSession is active, the cluster has too few slots, its executors' packages differ
             from the driver's, or an argument is out of its range.
         TypeError: An argument has the wrong type or can't be pickled.
     """
-    context = cluster.active_context()
+    begun, context = time.monotonic(), cluster.active_context()
     if num_proc is None:
         num_proc = max(1, cluster.slots(context))
-    driver.check_arguments(num_proc, start_timeout, env, mpi_args)
+    driver.check_arguments(num_proc, start_timeout, timeout, env, mpi_args)
     task = driver.pack(fn, args, kwargs)
+    deadline = begun + start_timeout
     cluster.check_slots(context, num_proc, start_timeout)
-    cluster.check_executors(context, num_proc)
-
-    def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
-        import horovod.spark
-
-        with horovodrun.mpi_is_built(), agent.executors_python(context.pythonExec), _no_word_of_cancelling():
-            horovod.spark.run(
-                rank.perform,
-                (reports.addresses, reports.port, reports.key, _module_paths(context)),
-                num_proc=num_proc,
-                start_timeout=start_timeout,
-                extra_mpi_args=mpi_args,
-                env=environ,
-                stdout=output,
-                stderr=output,
-                verbose=verbose,
-                use_mpi=True,
-            )
-
+    _by(deadline, start_timeout, context, lambda: cluster.check_executors(context, num_proc))
     return driver.launch(
-        start,
+        partial(_SparkJob, context, num_proc, mpi_args, verbose, timeout, deadline),
         task,
         num_proc,
         driver_host=None if cluster.is_local(context) else context.getConf().get("spark.driver.host"),
         start_timeout=start_timeout,
+        timeout=timeout,
+        begun=begun,
         env=driver.rank_variables(env),
         verbose=verbose,
         on_message=on_message,
     )
 
 
-@contextmanager
-def _no_word_of_cancelling() -> Iterator[None]:
-    """Keeps back the stack trace that Horovod's thread prints when its Spark job is cancelled."""
-    tell = threading.excepthook
+class _SparkJob:
+    """A job whose ranks are started by Horovod's Spark tasks; see `hvdkeras.launch.supervisor.Job`."""
 
-    def hook(args: threading.ExceptHookArgs) -> None:
-        of_horovod = args.thread is not None and "run_spark" in args.thread.name
-        if not (of_horovod and re.search(r"Job \d+ cancelled", str(args.exc_value))):
-            tell(args)
+    def __init__(
+        self,
+        context: SparkContext,
+        num_proc: int,
+        mpi_args: str | None,
+        verbose: int,
+        timeout: float,
+        deadline: float,
+        reports: Reports,
+        env: dict[str, str],
+        output: Output,
+    ):
+        self._context, self._num_proc, self._verbose, self._deadline = context, num_proc, verbose, deadline
+        paths = _module_paths(context)
+        self._way = (reports.addresses, reports.port, reports.key, timeout, paths)
+        self._env = env
+        self._mpi_args = f"{keepalive(timeout)} {mpi_args or ''}"
+        self._mpirun = Mpirun(output)
+        self._group: str | None = None
+        self._ended = False
 
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = tell
+    def run(self) -> None:
+        import horovod.spark
+
+        run = with_names(
+            horovod.spark.run, _make_spark_thread=self._spark_thread, _launch_job=self._launch_job
+        )
+        run(
+            rank.perform,
+            self._way,
+            num_proc=self._num_proc,
+            start_timeout=max(0.1, self._deadline - time.monotonic()),
+            extra_mpi_args=self._mpi_args,
+            env=self._env,
+            verbose=self._verbose,
+            use_mpi=True,
+            nics={"lo"} if cluster.is_local(self._context) else None,
+        )
+
+    def trouble(self) -> str | None:
+        """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
+        if self._group is None or self._ended:
+            return None
+        tracker = self._context.statusTracker()
+        for job in tracker.getJobIdsForGroup(self._group):
+            for stage in getattr(tracker.getJobInfo(job), "stageIds", ()):
+                info = tracker.getStageInfo(stage)
+                if info is not None and info.numFailedTasks:
+                    return f"Spark has lost {info.numFailedTasks} tasks of the job, as with an executor"
+        return None
+
+    def end(self) -> None:
+        self._ended = True
+        self._cancel()
+        self._mpirun.end()
+
+    def _cancel(self) -> None:
+        if self._group is not None:
+            self._context.cancelJobGroup(self._group)
+
+    def _launch_job(self, use_mpi: bool, use_gloo: bool | None, settings: Any, *rest: Any) -> None:
+        """Stands in for Horovod's function of this name, which asks first whether MPI was built.
+
+        It asks a forked process that imports TensorFlow: three seconds, and a fork beside running threads.
+        """
+        from horovod.spark import mpi_run
+
+        service, env, _stdout, _stderr, executable = rest
+        nics = service.get_common_interfaces()
+        self._mpirun.run(
+            mpi_run.mpi_run,
+            executable or sys.executable,
+            settings,
+            nics,
+            service,
+            env,
+            wrap=partial(agent.executors_python, python=self._context.pythonExec),
+        )
+
+    def _spark_thread(
+        self,
+        context: SparkContext,
+        group: str,
+        service: Any,
+        results: Any,
+        settings: Any,
+        use_gloo: bool,
+        is_elastic: bool,
+    ) -> threading.Thread:
+        """Stands in for Horovod's function of this name.
+
+        Its thread would keep this process from ending, and prints a stack trace when the job is cancelled.
+        """
+        from horovod.spark import runner
+        from pyspark import InheritableThread
+
+        self._group = group
+
+        def work() -> None:
+            try:
+                context.setJobGroup(group, "ranks of hvdkeras", interruptOnCancel=True)
+                mapper = runner._make_mapper(service.addresses(), settings, use_gloo, is_elastic)
+                if self._ended:
+                    raise RuntimeError("the job was ended before its Spark tasks were started")
+                tasks = context.range(0, numSlices=settings.num_proc)
+                results.put(tasks.mapPartitionsWithIndex(mapper).collect())
+            except Exception as error:
+                if not self._ended:
+                    log.info("the Spark job of the ranks has failed: %s", error)
+                service.notify_spark_job_failed()
+
+        thread = InheritableThread(target=work, name="run-spark", daemon=True)
+        thread.start()
+        return thread
+
+
+def keepalive(timeout: float) -> str:
+    """Lets mpirun and its daemons find out within `timeout` seconds that the other's host is gone."""
+    probes = 4
+    idle, interval = max(1, int(timeout / 2)), max(1, int(timeout / 2 / probes))
+    return (
+        f"-mca oob_tcp_keepalive_time {idle} -mca oob_tcp_keepalive_intvl {interval} "
+        f"-mca oob_tcp_keepalive_probes {probes}"
+    )
+
+
+def _by(deadline: float, start_timeout: float, context: SparkContext, check: Callable[[], None]) -> None:
+    """Makes a check that asks Spark, and gives up at the deadline.
+
+    Raises:
+        TimeoutError: it takes longer.
+        Exception: what the check raised.
+    """
+    from pyspark import InheritableThread
+
+    outcome: list[Exception | None] = []
+    group = f"hvdkeras-check-{time.monotonic_ns()}"
+
+    def work() -> None:
+        try:
+            context.setJobGroup(group, "hvdkeras looks at the executors", interruptOnCancel=True)
+            check()
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = InheritableThread(target=work, name="check-executors", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if not outcome:
+        context.cancelJobGroup(group)
+        raise TimeoutError(
+            f"waited start_timeout={start_timeout:g} s for the executors of {context.master} to answer "
+            "which packages they have"
+        )
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
 def _module_paths(context: SparkContext) -> list[str]:

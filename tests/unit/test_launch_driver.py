@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import hvdkeras
-from hvdkeras.launch import checks, cluster, driver, gpu, libraries, local, spark
+from hvdkeras.launch import checks, cluster, gpu, libraries, local, remains, report, spark
 from hvdkeras.launch.cli import main
+from hvdkeras.launch.mpirun import with_names
 from hvdkeras.launch.rank import Driver
 from hvdkeras.launch.report import Reports
+from hvdkeras.launch.wire import Wire
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_rank_gets_its_task_and_is_heard_to_its_end(reports):
     assert reports.hosts == {1: "there"}
     assert reports.started == {1}
     assert reports.results == {1: {"weights": [1.5]}}
-    assert not reports.wait_started(0.01)
+    assert not reports.all_started()
 
 
 def test_strangers_neither_get_in_nor_in_the_way(reports):
@@ -139,15 +141,6 @@ def test_a_rank_that_cannot_reach_its_driver_says_what_it_tried(reports):
         ConnectionError, match=rf"can't reach the driver. Tried on port {reports.port}: 127.0.0.1"
     ):
         Driver(["127.0.0.1"], reports.port, reports.key)
-
-
-def test_the_script_is_not_run_again_by_spawned_processes():
-    main_module = sys.modules["__main__"]
-    before = dict(vars(main_module))
-    with driver._script_hidden():
-        assert main_module.__spec__ is None
-        assert not hasattr(main_module, "__file__")
-    assert vars(main_module) == before
 
 
 def test_doctor_tells_what_is_missing(monkeypatch, tmp_path, capsys):
@@ -243,3 +236,48 @@ def test_run_refuses_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", *arguments])
     assert ended.value.code == 2
+
+
+def test_who_does_not_prove_the_key_in_time_is_sent_away(monkeypatch):
+    monkeypatch.setattr(report, "CHALLENGE_SECONDS", 0.3)
+    with (
+        Reports(b"the task", 2, None) as reports,
+        socket.create_connection(("127.0.0.1", reports.port)) as silent,
+    ):
+        silent.settimeout(10)
+        while silent.recv(4096):  # the challenge, then the end
+            pass
+
+
+def test_a_silent_host_ends_its_connection():
+    with socket.socket() as connected:
+        Wire(connected).limit_silence(40)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        found = [connected.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+        assert found == [20, 5, 4, 40_000]
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_what_killed_launches_left_goes_with_the_next(monkeypatch, tmp_path):
+    monkeypatch.setattr(remains, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(remains.tempfile, "tempdir", str(tmp_path))
+    alive, dead = remains.Folders(), remains.Folders()
+    os.close(dead.lock)  # as the end of its driver and its keeper does
+    young = tmp_path / f"{remains.PREFIX}young"
+    segment = tmp_path / f"vader_segment.{socket.gethostname()}.{os.getuid()}.12.0"
+    foreign = tmp_path / f"vader_segment.elsewhere.{os.getuid()}.12.0"
+    for path in (segment, foreign):
+        path.write_bytes(b"")
+    for path in [*alive.paths, *dead.paths, segment, foreign]:
+        os.utime(path, (1, 1))
+    young.mkdir()
+    remains.clear_away()
+    left = {str(path) for path in tmp_path.iterdir()}
+    assert left == {*alive.paths, str(young), str(foreign)}
+    alive.close()
+
+
+def test_a_functions_names_are_its_own():
+    other = with_names(remains.clear_away, tempfile=None)
+    assert other.__globals__["tempfile"] is None
+    assert remains.tempfile is not None

@@ -1,12 +1,13 @@
 """What mpirun prints becomes tagged lines and one error; its texts are those of Open MPI 4.1.8."""
 
+import os
 import pickle
 from types import SimpleNamespace
 
 import pytest
 
 from hvdkeras.launch.failure import TrainingError, explain
-from hvdkeras.launch.output import Death, Output, find_death
+from hvdkeras.launch.output import LONGEST_LINE, Death, Output, find_death
 from hvdkeras.launch.report import Failure
 
 KILLED = """\
@@ -112,15 +113,15 @@ def ended(said="", failures=(), lost=(), results=(), size=2):
 
 
 def test_the_killed_rank_is_the_cause_not_the_one_that_raised_because_of_it():
-    error = ended(KILLED, failures=[Failure(0, "MPI_ERR_OTHER\n", None)], lost=[1])
+    error = ended(KILLED, failures=[Failure(0, "MPI_ERR_OTHER\n", None, "MPI_ERR_OTHER")], lost=[1])
     assert (error.rank, error.host, error.signal, error.remote_traceback) == (1, "host1", 9, None)
     assert "rank 1 on host1 was killed by signal 9 (SIGKILL)" in str(error)
 
 
 def test_the_first_that_raised_is_the_cause():
     failures = [
-        Failure(1, "Traceback\nValueError: bad\n", None),
-        Failure(0, "Traceback\nKeyError: 1\n", None),
+        Failure(1, "Traceback\nValueError: bad\n", None, "ValueError: bad"),
+        Failure(0, "Traceback\nKeyError: 1\n", None, "KeyError: 1"),
     ]
     error = ended(ABORTED, failures=failures, lost=[0])
     assert (error.rank, error.signal, error.exitcode) == (1, None, None)
@@ -151,3 +152,34 @@ def test_the_error_survives_pickling():
     error = pickle.loads(pickle.dumps(ended(KILLED)))
     assert isinstance(error, TrainingError)
     assert (error.rank, error.host, error.signal, str(error)) == (1, "host1", 9, str(ended(KILLED)))
+
+
+def test_what_is_not_utf8_is_replaced_and_read_to_its_end(capsys):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as stream:
+        stream.write(b"[1,0]<stdout>:gr\xc3\xbc\xdf\xff\n[1,0]<stdout>:after \xe2")
+    output = Output(1, {})
+    output.read(os.fdopen(reader, "rb", buffering=0))
+    output.finish()
+    bad = "\N{REPLACEMENT CHARACTER}"
+    assert capsys.readouterr().err.splitlines() == [f"[rank 0] gr\u00fc{bad}{bad}", f"[rank 0] after {bad}"]
+
+
+def test_a_bar_without_line_breaks_keeps_what_it_shows_last():
+    # Were each piece read together with all before it, this would take minutes.
+    output = Output(0, {})
+    for step in range(100_000):
+        output.write(f"[1,0]<stdout>: {step:6d} {'#' * 90}\r")
+    output.write("[1,0]<stdout>: done\r")
+    output.finish()
+    assert output.of_rank(0) == " done"
+
+
+def test_a_line_without_an_end_comes_in_pieces():
+    output = Output(0, {})
+    for _ in range(50):
+        output.write("[1,0]<stdout>:" + "x" * 10_000)
+    output.finish()
+    lines = output.of_rank(0, lines=100).split("\n")
+    assert sum(map(len, lines)) == 500_000
+    assert max(map(len, lines)) <= LONGEST_LINE + 10_000

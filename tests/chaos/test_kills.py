@@ -1,0 +1,99 @@
+"""Processes of a launch that are killed: the others end, and no file is left."""
+
+import signal
+
+import pytest
+
+pytestmark = [pytest.mark.mpi, pytest.mark.chaos]
+
+TRAINING = """
+    import os, time
+    from pathlib import Path
+    from hvdkeras.launch import local
+
+    def work():
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        window = MPI.Win.Allocate(1 << 20, comm=comm)
+        comm.sendrecv(bytes(100_000), (comm.rank + 1) % comm.size)  # maps the other's shared memory
+        comm.Barrier()
+        Path(os.environ["READY"]).touch()
+        time.sleep(100)
+
+    if __name__ == "__main__":
+        try:
+            local.run(work, num_proc=2, verbose=0)
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+"""
+
+
+STOPPED = TRAINING.replace("time.sleep(100)", "time.sleep(2)\n        raise ValueError('while mpirun stood')")
+
+
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        ("driver", signal.SIGTERM),
+        ("driver", signal.SIGKILL),
+        ("mpirun", signal.SIGKILL),
+        pytest.param("keeper.py", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_left(boxed, victim, number):
+    found = boxed(TRAINING, victim, number)
+    assert found["processes"] == {}
+    if victim != "keeper.py":  # it is the one that removes files; the next launch does then
+        assert found["shared"] == []
+        assert [name for name in found["temporary"] if "hvdkeras-launch" in name] == []
+    if victim != "driver":
+        assert "TrainingError: " in found["output"]
+
+
+def test_a_stopped_mpirun_does_not_hold_an_error_back(boxed):
+    found = boxed(STOPPED, "mpirun", signal.SIGSTOP)
+    assert (found["processes"], found["shared"]) == ({}, [])
+    assert "ValueError: while mpirun stood" in found["output"]
+
+
+ON_SPARK = """
+    import os, sys, time
+    from pathlib import Path
+
+    os.environ.update(PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
+    os.environ["SPARK_LOCAL_DIRS"] = os.environ["TMPDIR"]
+    from pyspark.sql import SparkSession
+    from hvdkeras.launch import spark
+
+    def work():
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Barrier()
+        Path(os.environ["READY"]).touch()
+        time.sleep(100)
+
+    if __name__ == "__main__":
+        session = SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", False)
+        session = session.config("spark.driver.host", "127.0.0.1").config("spark.executor.memory", "900m")
+        session = session.getOrCreate()
+        session.sparkContext.setLogLevel("OFF")
+        try:
+            spark.run(work, num_proc=2, verbose=0)
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+        session.stop()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    "victim", ["driver", "CoarseGrainedExecutorBackend", "pyspark.daemon", "mpirun", "orted"]
+)
+def test_nothing_of_a_launch_by_spark_is_left(boxed, victim):
+    found = boxed(ON_SPARK, victim, signal.SIGKILL, timeout=200)
+    assert found["processes"] == {}
+    if victim != "driver":
+        assert "TrainingError: " in found["output"]
+    assert found["shared"] == []
