@@ -12,7 +12,7 @@ from typing import Any
 import cloudpickle
 
 from hvdkeras.launch import environment
-from hvdkeras.launch.failure import explain
+from hvdkeras.launch.explanation import explain
 from hvdkeras.launch.mpirun import MARK
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
