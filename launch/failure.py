@@ -1,4 +1,4 @@
-"""The one error that a driver gets when a rank fails, and how it is put together."""
+"""The one error that a driver gets when a rank fails, and bounds for its texts."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _launch_options(name: str, value: Any) -> dict[str, Any]:
     for option in options:
         if option not in known:
             raise ValueError(unknown_name(f"{name} has no option", option, known))
-    driver.check_arguments(1, **{**known, **options})
+    driver.check_arguments(1, timeout=600, **{**known, **options})
     return options
 
 

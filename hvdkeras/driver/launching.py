@@ -43,6 +43,7 @@ def launch(
                     worker.run,
                     (spec,),
                     num_proc=job.size if job else spec.num_workers,
+                    timeout=spec.timeout,
                     verbose=configuration.verbose,
                     on_message=receiver,
                     **configuration.launch_options,
