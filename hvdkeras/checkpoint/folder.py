@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from hvdkeras.data.store import normalized, open_filesystem
 from hvdkeras.history import records as history
-from hvdkeras.models.vector import model_to_bytes
+from hvdkeras.models.serialization import model_to_bytes
 
 if TYPE_CHECKING:
     from hvdkeras.coordination.evaluation import CenterModel

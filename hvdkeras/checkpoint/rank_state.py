@@ -90,7 +90,8 @@ class Standing:
 
     def __init__(self, model: Any, position: Position, history: RankHistory, more: Sequence[Any]) -> None:
         self._position, self.history = position, history
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         self._groups = {"model": model.variables, "optimizer": model.optimizer.variables, "more": list(more)}
         self.rule_state: Any = None
         self.notes: dict[str, Any] = {}

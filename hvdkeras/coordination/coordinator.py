@@ -16,7 +16,7 @@ from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.messages import Decision, Findings, Opening, Report
 from hvdkeras.history.records import Look
 from hvdkeras.launch.rank import send
-from hvdkeras.models.vector import has_schedule
+from hvdkeras.models.optimizers import has_schedule
 
 logger = logging.getLogger("hvdkeras")
 

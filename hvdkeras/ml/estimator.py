@@ -90,6 +90,9 @@ class TunableEstimator(Estimator):
             if param.parent == self.uid:
                 kind = type(getattr(self, self.getParam(param.name).name))
                 setattr(result, param.name, require_positive(param.name, value, kind))
+                # As if the constructor had been given it.
+                result._recipe = None
+                result._has_rate = result._has_rate or param.name == "learning_rate"
         return result
 
     def _fit(self, dataset: DataFrame) -> ModelPredictor:

@@ -23,7 +23,7 @@ from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows, split
 from hvdkeras.history.records import Look, RankHistory
 from hvdkeras.models import schema as signature
-from hvdkeras.models.vector import FlatWeights, averaged_variables
+from hvdkeras.models.vector import FlatWeights, averaged_variables, rest_of
 from hvdkeras.mpi.waiting import broadcast
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class Replica:
         )
         self._rows = rows
         self._standing = Standing(self._model, self._position, history, more)
+
+    def rest(self) -> list[np.ndarray]:
+        """Returns what this rank's model holds beside its weights, the optimizer's state above all."""
+        return rest_of(self._model)
 
     def train(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the trained weights, shape `(n,)`, and averaged variables, `(m,)`; only rank 0's count."""
@@ -179,7 +183,7 @@ class Replica:
         number = self._comm.rank if self._member is None else self._member
         keras.utils.set_random_seed(trainer.seed + number)
         return trainer.compiled_model(
-            fresh=self._member is not None, steps_per_execution=min(window, rows.steps)
+            fresh=self._member is not None, steps_per_execution=min(window, rows.steps), rank=number
         )
 
     def _checkpoints(self) -> Checkpoints | None:

@@ -48,12 +48,15 @@ class Result:
         trainable: the trained models' trainable weights, shape `(models, n)`.
         other: the averaged rest (batch normalisation's statistics), shape `(models, m)`.
         looks: what was seen of the center.
+        rest: what rank 0's model holds beside its weights, see `hvdkeras.models.vector.rest_of`; empty for
+            ensembles.
     """
 
     histories: list[RankHistory]
     trainable: np.ndarray | None = None
     other: np.ndarray | None = None
     looks: list[Look] = field(default_factory=list)
+    rest: list[np.ndarray] = field(default_factory=list)
 
 
 def run(train: Callable[..., Result], trainer: Any, job: Job) -> Result:
@@ -90,7 +93,7 @@ def train_replica(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: 
     trainable, other = replica.train()
     if comm.rank > 0:
         return Result([history])
-    return Result([history], trainable[np.newaxis], other[np.newaxis], replica.looks)
+    return Result([history], trainable[np.newaxis], other[np.newaxis], replica.looks, replica.rest())
 
 
 def train_members(trainer: Any, job: Job, comm: MPI.Comm, device: str, threads: int) -> Result:

@@ -9,7 +9,8 @@ from typing import Any
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.ml.estimator import TunableEstimator, require_positive, require_positive_or_none
 from hvdkeras.models import schema as signature
-from hvdkeras.models import vector as weights
+from hvdkeras.models.compiled import compiled_with
+from hvdkeras.models.recipe import Recipe
 
 
 class Arguments(TunableEstimator):
@@ -17,8 +18,9 @@ class Arguments(TunableEstimator):
 
     Args:
         keras_model: a built Functional or Sequential Keras model. It is not changed by training.
-        worker_optimizer: a Keras optimizer or its name, one copy for each rank. Default: the model's own
-            if it is compiled, otherwise SGD at `learning_rate`.
+        worker_optimizer: a Keras optimizer or its name, one copy for each rank, which begins with the state
+            that the optimizer has. Default: the model's own if it is compiled, otherwise SGD at
+            `learning_rate`.
         loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
             the model's own if it is compiled.
         metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
@@ -42,7 +44,9 @@ class Arguments(TunableEstimator):
             `threads` at once, each epoch anew. Integers are cast to the input's dtype as they are, not
             rescaled. Not with `fit`, whose fitted model reads numbers.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
-        learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
+        learning_rate: step size of the default optimizer, and of one that is given by its name; some
+            algorithms use it in their rule, too. An optimizer that is given as an object keeps its own.
+            Default: 0.01, but for an optimizer that is given by its name Keras's default.
         seed: of the shuffling and of the ranks' random layers.
         validation_split: the part of the rows, drawn by `seed`, that is not trained on: after each epoch the
             ranks evaluate the center on it together. Default: none. `train` takes other data for it.
@@ -102,7 +106,7 @@ class Arguments(TunableEstimator):
         class_weight: Mapping[int, float] | None = None,
         decode: Mapping[str, Decoder] | None = None,
         output_col: str | Sequence[str] = "prediction",
-        learning_rate: float = 0.01,
+        learning_rate: float | None = None,
         seed: int = 0,
         validation_split: float | None = None,
         callbacks: Sequence[Any] = (),
@@ -124,7 +128,11 @@ class Arguments(TunableEstimator):
     ) -> None:
         super().__init__()
         self.keras_model = keras_model
-        compiled = weights.compile_arguments(keras_model)
+        self._recipe: Recipe | None = None
+        compiled = compiled_with(keras_model)
+        self._compile_options = {
+            name: compiled[name] for name in ("run_eagerly", "jit_compile") if name in compiled
+        }
         self.worker_optimizer = compiled.get("optimizer") if worker_optimizer is None else worker_optimizer
         self.loss = compiled.get("loss") if loss is None else loss
         self.metrics = compiled.get("metrics") if metrics is None else metrics
@@ -140,7 +148,10 @@ class Arguments(TunableEstimator):
         self.class_weight = class_weight
         self.decode = self._checked_decode(decode) if decode else {}
         self.output_col = output_col
-        self.learning_rate = require_positive("learning_rate", learning_rate, float)
+        self._has_rate = learning_rate is not None
+        self.learning_rate = require_positive(
+            "learning_rate", learning_rate if self._has_rate else 0.01, float
+        )
         self.seed = seed
         self.validation_split = validation_split
         self.callbacks = _checked_callbacks("callbacks", callbacks)
@@ -185,58 +196,57 @@ class Arguments(TunableEstimator):
         """Returns the Keras callbacks that run on the center, whose TensorBoard logs are called `name`."""
         return [*self.center_callbacks, *self._tensorboard(name)]
 
-    def compiled_model(self, fresh: bool = False, steps_per_execution: int = 1) -> Any:
-        """Returns a copy of the model, compiled with the trainer's arguments.
+    @property
+    def recipe(self) -> Recipe:
+        """The model with what it is compiled with, as it is when a training begins.
 
-        Args:
-            fresh: draw initial weights anew instead of copying the model's.
-            steps_per_execution: as in `keras.Model.compile`.
+        Raises:
+            ValueError: what of them can't be rebuilt on the ranks.
         """
-        import keras
+        if self._recipe is None:
+            optimizer = self.default_optimizer() if self.worker_optimizer is None else self.worker_optimizer
+            self._recipe = Recipe.of(
+                self.keras_model,
+                optimizer,
+                self.learning_rate if self._has_rate else None,
+                self.custom_objects,
+                loss=self.loss,
+                metrics=self.metrics,
+                weighted_metrics=self.weighted_metrics,
+                loss_weights=self.loss_weights,
+                **self._compile_options,
+            )
+        return self._recipe
 
-        content = self.keras_model
-        if not isinstance(content, bytes):
-            content = weights.model_to_bytes(content)
-        with keras.saving.custom_object_scope(self._objects()):
-            # The model is the user's own: it may hold code.
-            model = weights.model_from_bytes(content, self._objects(), safe_mode=False)
-            return self.compile(keras.models.clone_model(model) if fresh else model, steps_per_execution)
-
-    def compile(self, model: Any, steps_per_execution: int = 1) -> Any:
-        """Compiles a model of the same outputs with the trainer's arguments, and returns it."""
-        loss, metrics, weighted_metrics, optimizer = (
-            # Packed and unpacked, so that no two models share a Keras object.
-            weights.unpack(weights.pack(argument), self._objects())
-            for argument in (self.loss, self.metrics, self.weighted_metrics, self.worker_optimizer)
-        )
-        model.compile(
-            optimizer=weights.scaled(self.default_optimizer() if optimizer is None else optimizer, model),
-            loss=loss,
-            metrics=metrics,
-            weighted_metrics=weighted_metrics,
-            loss_weights=self.loss_weights,
-            steps_per_execution=steps_per_execution,
-        )
-        return model
+    def compiled_model(
+        self, fresh: bool = False, steps_per_execution: int = 1, rank: int | None = None
+    ) -> Any:
+        """Returns a copy of the model, compiled with the trainer's arguments; see `Recipe.build`."""
+        return self.recipe.build(steps_per_execution, rank, fresh)
 
     def default_optimizer(self) -> dict[str, Any]:
         """Returns the configuration of the optimizer that ranks use where `worker_optimizer` is not given."""
         return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the configuration with everything that is Keras's in a form that pickles."""
-        state = {**self.__dict__, "history": None, "custom_objects": self._objects()}
-        if not isinstance(self.keras_model, bytes):
-            state["keras_model"] = weights.model_to_bytes(self.keras_model)
-        for name in ("worker_optimizer", "loss", "metrics", "weighted_metrics"):
-            state[name] = weights.pack(state[name])
-        return state
+        """Returns the configuration with everything that is Keras's in the recipe, which pickles."""
+        keras_own = (
+            "keras_model",
+            "worker_optimizer",
+            "loss",
+            "metrics",
+            "weighted_metrics",
+            "custom_objects",
+        )
+        return {**self.__dict__, **dict.fromkeys(keras_own), "history": None, "_recipe": self.recipe}
 
-    def _objects(self) -> dict[str, Any]:
-        """The custom objects given, and those registered with Keras, of which other processes don't know."""
-        import keras
-
-        return {**keras.saving.get_custom_objects(), **self.custom_objects}
+    def _restore(self) -> None:
+        """Takes from its recipe what a trainer that was pickled does not have."""
+        self.keras_model, self.custom_objects = self._recipe.build(), self._recipe.objects
+        compiled = compiled_with(self.keras_model)
+        self.worker_optimizer = compiled["optimizer"]
+        self.loss, self.metrics = compiled["loss"], compiled["metrics"]
+        self.weighted_metrics = compiled["weighted_metrics"]
 
     def _tensorboard(self, run: str) -> list[Any]:
         if self.tensorboard is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.models.vector import has_schedule
+from hvdkeras.models.optimizers import has_schedule
 from hvdkeras.trainers.trainer import Trainer, require_positive
 
 

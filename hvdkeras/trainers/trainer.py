@@ -118,7 +118,9 @@ class Trainer(Recorded, Arguments):
                 callbacks remember is not in a checkpoint.
 
         Returns:
-            The trained Keras model, compiled with the trainer's loss and metrics.
+            The trained Keras model, compiled with the trainer's loss and metrics. Its optimizer has the
+            state of rank 0's, which is everybody's in `SynchronousSGD`; where ranks keep optimizers of their
+            own, it is one of them. An ensemble's members have optimizers that begin anew.
 
         Raises:
             ValueError: if an argument, a column or the data does not fit; nothing was launched then.
@@ -215,22 +217,22 @@ class Trainer(Recorded, Arguments):
 
     def _check_model(self) -> None:
         """Raises where the ranks could not rebuild and compile the model; they would fail in the same way."""
-        if isinstance(self.keras_model, bytes):  # a trainer that was pickled
-            self.keras_model = self.compiled_model()
+        if self.keras_model is None:  # a trainer that was pickled
+            self._restore()
         signature.class_weights(self.keras_model, self.class_weight, self._columns())
-        try:
-            weights.check_metrics(self.metrics)
-            weights.check_metrics(self.weighted_metrics)
-            self.compiled_model()
-        except Exception as error:
-            # Keras wraps the reason in the configuration of the whole model, which can fill a screen.
-            reason = str(error).split("Exception encountered: ")[-1].split(" Full object config: ")[0]
-            raise ValueError(
-                "keras_model, worker_optimizer, loss and metrics must survive saving and loading "
-                "(custom_objects names what Keras does not know). Received: "
-                f"{type(self.keras_model).__name__} {self.keras_model.name!r}, "
-                f"{type(error).__name__}: {reason}"
-            ) from error
+        self._recipe = None
+        self._warn_of_rate(getattr(self.recipe.optimizer, "learning_rate", None))
+
+    def _warn_of_rate(self, own: float | None) -> None:
+        """Warns where `learning_rate` is not that of the optimizer, which was given as an object."""
+        named = self.worker_optimizer is None or isinstance(self.worker_optimizer, str)
+        if self._has_rate and not named and own is not None and not np.isclose(own, self.learning_rate):
+            logger.warning(
+                "learning_rate does not change worker_optimizer, which was given with a rate of its own, %g: "
+                "set it there, or give the optimizer's name. Received: learning_rate=%g",
+                own,
+                self.learning_rate,
+            )
 
     def _columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
         """What a training reads of data whose columns `scalars` hold one number a row."""
@@ -290,5 +292,6 @@ class Trainer(Recorded, Arguments):
             model = self.compiled_model()
             weights.assign(model.trainable_variables, trainable)
             weights.assign(weights.averaged_variables(model), other)
+            weights.take_rest(model, result.rest)
             models.append(model)
         return models
