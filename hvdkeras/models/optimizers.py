@@ -72,23 +72,22 @@ class PackedOptimizer:
 
     Attributes:
         packed: its class and configuration.
-        excluded: positions among the model's variables of those without weight decay.
-        pattern: expression that finds the names of more of them; None for none.
+        exclusions: of it and of each optimizer that it wraps, the positions among the model's variables of
+            those without weight decay, and an expression that finds the names of more, or None.
         built_on: positions among the model's variables of those it was built on; None where it was not built.
         state: values of its variables, in their order.
     """
 
     packed: Any
-    excluded: list[int]
-    pattern: str | None
+    exclusions: list[tuple[list[int], str | None]]
     built_on: list[int] | None
     state: list[np.ndarray]
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate in its configuration; None where that is a schedule."""
+        """The rate in its configuration; None where that is a schedule, or several optimizers are wrapped."""
         config = self.packed.config["config"]
-        rate = config.get("inner_optimizer", {}).get("config", config)["learning_rate"]
+        rate = config.get("inner_optimizer", {}).get("config", config).get("learning_rate")
         return rate if isinstance(rate, float) else None
 
     @classmethod
@@ -100,22 +99,23 @@ class PackedOptimizer:
         """
         import keras
 
-        inner = _innermost(optimizer)
-        positions = {id(variable): number for number, variable in enumerate(model.variables)}
-        excluded = getattr(inner, "_exclude_from_weight_decay", None) or set()
-        built_on = inner._trainable_variables if inner.built else []
-        if (set(map(id, built_on)) | set(excluded)) - positions.keys():
+        positions = {optimizer._var_key(v): number for number, v in enumerate(model.variables)}
+        built_on = [optimizer._var_key(v) for v in optimizer._trainable_variables] if optimizer.built else []
+        exclusions = []
+        for part in _parts(optimizer):
+            pattern = getattr(part, "_exclude_from_weight_decay_pattern", None)
+            excluded = getattr(part, "_exclude_from_weight_decay", None) or ()
+            exclusions.append((excluded, pattern and pattern.pattern))
+        if not positions.keys() >= {*built_on, *(key for excluded, _ in exclusions for key in excluded)}:
             raise ValueError(
                 "worker_optimizer must be new, or built on variables of keras_model. Received: "
-                f"{type(inner).__name__}, built on or excluding variables of another model; "
+                f"{type(optimizer).__name__}, built on or excluding variables of another model; "
                 "type(optimizer).from_config(optimizer.get_config()) makes a new one"
             )
-        pattern = getattr(inner, "_exclude_from_weight_decay_pattern", None)
         return cls(
             pack(optimizer),
-            sorted(positions[key] for key in excluded),
-            pattern and pattern.pattern,
-            [positions[id(variable)] for variable in built_on] if inner.built else None,
+            [(sorted(positions[key] for key in excluded), pattern) for excluded, pattern in exclusions],
+            [positions[key] for key in built_on] if optimizer.built else None,
             [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables],
         )
 
@@ -139,11 +139,12 @@ class PackedOptimizer:
             model: the model that it is for, a copy of the one that this was packed for.
             with_state: see `unpacked`.
         """
-        inner, variables = _innermost(optimizer), model.variables
-        if self.excluded or self.pattern:
-            inner.exclude_from_weight_decay(
-                [variables[number] for number in self.excluded], [self.pattern] if self.pattern else None
-            )
+        variables = model.variables
+        for part, (excluded, pattern) in zip(_parts(optimizer), self.exclusions, strict=False):
+            if excluded or pattern:
+                part.exclude_from_weight_decay(
+                    [variables[number] for number in excluded], [pattern] if pattern else None
+                )
         if with_state:
             if self.built_on is not None:
                 optimizer.build([variables[number] for number in self.built_on])
@@ -152,9 +153,9 @@ class PackedOptimizer:
 
     def differences(self, other: PackedOptimizer) -> Iterator[str]:
         """Yields what another optimizer, packed for the same model, has otherwise."""
-        if self.packed.config != other.packed.config:
+        if _nameless(self.packed) != _nameless(other.packed):
             yield "the optimizer's configuration"
-        if (self.excluded, self.pattern) != (other.excluded, other.pattern):
+        if self.exclusions != other.exclusions:
             yield "the optimizer's exclusions from weight decay"
         if self.built_on != other.built_on or not _equal(self.state, other.state):
             yield "the optimizer's state"
@@ -163,6 +164,17 @@ class PackedOptimizer:
 def _innermost(optimizer: Any) -> Any:
     """The optimizer itself, without the loss scaling around it."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """An optimizer and all that it wraps: that with loss scaling, those among which variables are divided."""
+    wrapped = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
+    return [optimizer, *(part for each in wrapped if each is not None for part in _parts(each))]
+
+
+def _nameless(packed: Any) -> dict[str, Any]:
+    """A packed optimizer's configuration without its name, which Keras counts up."""
+    return {**packed.config, "config": {**packed.config["config"], "name": None}}
 
 
 def _equal(values: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
