@@ -105,6 +105,8 @@ class SynchronousSGD(Trainer):
 
         from hvdkeras.mpi.waiting import gathered
         from hvdkeras.rank import gradients
+        from hvdkeras.rank.batches import Batches
+        from hvdkeras.rank.losses import JoinedLosses
 
         # XLA can't call out to MPI.
         model.jit_compile = False
@@ -113,11 +115,6 @@ class SynchronousSGD(Trainer):
         else:
             total = gradients.over_mpi(comm, self.timeout, self.compression)
         batch_sizes = gathered(comm, rows.batch_sizes, self.timeout, "the sizes of the other ranks' batches")
-        averaged = gradients.AveragedGradients(
-            model.optimizer,
-            model.trainable_variables,
-            total,
-            shares(batch_sizes)[comm.rank],
-            self.accumulation,
-        )
-        return averaged.variables
+        batches = Batches(shares(batch_sizes)[comm.rank])
+        losses = JoinedLosses(comm, batches, self.timeout)
+        return gradients.join(model, batches, losses, total, self.accumulation)
