@@ -36,6 +36,15 @@ def optimizers_of(model: Any) -> list[Any]:
     return list(found.values())
 
 
+def check_accumulation(model: Any, accumulation: int) -> None:
+    """Raises ValueError where gradients of more than one optimizer would have to be accumulated."""
+    count = len(optimizers_of(model))
+    if accumulation > 1 and count > 1:
+        raise ValueError(
+            f"accumulation must be 1 for a model with {count} optimizers. Received: {accumulation}"
+        )
+
+
 def named(optimizer: Any, learning_rate: float | None) -> Any:
     """Returns an optimizer of which only the name was given, at the rate that was given beside it.
 

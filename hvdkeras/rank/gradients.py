@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from hvdkeras.models.optimizers import optimizers_of
+from hvdkeras.models.optimizers import check_accumulation, optimizers_of
 from hvdkeras.mpi.waiting import wait
 from hvdkeras.rank.batches import Batches
 from hvdkeras.rank.losses import JoinedLosses
@@ -57,15 +57,6 @@ def join(model: Any, batches: Batches, losses: JoinedLosses, total: Total, accum
 
     model.train_step = train_step
     return [batches.step, *(variable for each in averaged for variable in each.variables)]
-
-
-def check_accumulation(model: Any, accumulation: int) -> None:
-    """Raises ValueError where gradients of more than one optimizer would have to be accumulated."""
-    count = len(optimizers_of(model))
-    if accumulation > 1 and count > 1:
-        raise ValueError(
-            f"accumulation must be 1 for a model with {count} optimizers. Received: {accumulation}"
-        )
 
 
 class AveragedGradients:

@@ -25,6 +25,7 @@ from hvdkeras.history.records import Look, RankHistory
 from hvdkeras.models import schema as signature
 from hvdkeras.models.vector import FlatWeights, averaged_variables, rest_of
 from hvdkeras.mpi.waiting import broadcast
+from hvdkeras.rank.agreement import check_agreement
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -139,6 +140,7 @@ class Replica:
 
     def _end(self, center: Any, supervision: Supervision | None) -> tuple[np.ndarray, np.ndarray]:
         """The result, once all ranks have added theirs."""
+        self._check_agreement(center)
         if supervision:
             result, self.looks = supervision.finish(), supervision.looks
         if center and not self._trainer.synchronous:
@@ -147,6 +149,13 @@ class Replica:
             return result or (self._trainable.read(), self._other.read())
         trainable = center.pull() if center else self._trainable.read()
         return trainable, mean(self._comm, self._other.read(), self._trainer.timeout)
+
+    def _check_agreement(self, center: Any) -> None:
+        trainer = self._trainer
+        if trainer.synchronous:
+            check_agreement(self._comm, center.contents()[0], trainer.timeout, "the center's weights")
+        if trainer.equal_ranks:
+            check_agreement(self._comm, self._trainable.read(), trainer.timeout, "the model's weights")
 
     def _chosen_rows(self) -> Rows | DecodedRows:
         trainer, shards, comm = self._trainer, self._job.shards, self._comm

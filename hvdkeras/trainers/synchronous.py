@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.models.optimizers import has_schedule
+from hvdkeras.models.optimizers import check_accumulation, has_schedule
 from hvdkeras.trainers.trainer import Trainer, require_positive
 
 
@@ -44,7 +44,13 @@ class SynchronousSGD(Trainer):
     """The gradients of all ranks are averaged before every step of the optimizer.
 
     All ranks hold the same weights at all times, and they are those of one process that trains on the
-    joined batch, of `num_workers * batch_size` rows. Any Keras optimizer works.
+    joined batch, of `num_workers * batch_size` rows, whatever the loss, its reduction, masks and weights. A
+    loss that returns a value for each row is taken to depend on that row alone; what a step computes without
+    a Keras loss (`add_loss`, formulas in a `train_step` of the model's own) is taken to be a mean over rows.
+    Batch normalisation uses each rank's own batch. At the end the ranks compare their weights.
+
+    Any Keras optimizer works, and so do several, if a `train_step` of the model's own applies them, as long
+    as they are attributes of the model.
 
     On GPUs the gradients go through Horovod's allreduce where Horovod was built with NCCL; otherwise
     through MPI on one flat buffer.
@@ -66,6 +72,8 @@ class SynchronousSGD(Trainer):
         Sergeev, Del Balso, [Horovod: fast and easy distributed deep learning in TensorFlow](
         https://arxiv.org/abs/1802.05799), 2018.
     """
+
+    equal_ranks = True
 
     def __init__(
         self,
@@ -94,6 +102,11 @@ class SynchronousSGD(Trainer):
                 "scale_learning_rate and warmup_epochs need an optimizer whose learning rate is a number. "
                 f"Received: {type(self.worker_optimizer).__name__} with a schedule"
             )
+
+    def _check_model(self) -> None:
+        super()._check_model()
+        if self.accumulation > 1:
+            check_accumulation(self.compiled_model(), self.accumulation)
 
     def learning_rate_factor(self, progress: float, num_workers: int) -> float:
         if not (self.scale_learning_rate or self.warmup_epochs):

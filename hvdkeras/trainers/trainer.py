@@ -47,6 +47,9 @@ class Trainer(Recorded, Arguments):
     """True: all ranks exchange together, by collectives. False: each at its own pace, with a center at
     rank 0. None: the ranks never exchange."""
 
+    equal_ranks: bool = False
+    """Whether all ranks must end with the same weights, which they then compare."""
+
     communication_window: int = 16
     """Batches between two exchanges; also the steps that one call into TensorFlow runs."""
 
