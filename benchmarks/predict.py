@@ -144,7 +144,7 @@ def one_row_a_call(
     """What Horovod's KerasModel does for a partition, and with "predict" what dist-keras does."""
 
     def score(rows: Iterator[Any]) -> Iterator[Any]:
-        from hvdkeras.models.vector import model_from_bytes
+        from hvdkeras.models.serialization import model_from_bytes
 
         model = model_from_bytes(saved)
         options = {"verbose": 0} if method == "predict" else {}
@@ -161,7 +161,7 @@ def one_row_a_call(
 
 
 def measure_single_rows(spark: Any, model: Any, folder: str, rows: int, rounds: int) -> None:
-    from hvdkeras.models.vector import model_to_bytes
+    from hvdkeras.models.serialization import model_to_bytes
     from hvdkeras.predictors import ModelPredictor
 
     saved, predictor = model_to_bytes(model), ModelPredictor(model)

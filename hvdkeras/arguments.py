@@ -55,6 +55,7 @@ class Argument:
 
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self.name] = value if self.check is None else self.check(self.name, value)
+        instance.__dict__["_given"] = instance.__dict__.get("_given", frozenset()) | {self.name}
 
 
 def argument(default: Any, check: Check | None = None) -> Any:
@@ -81,6 +82,11 @@ class Declared:
         check_names(type(self), given)
         for name, declared in declared_arguments(type(self)).items():
             setattr(self, name, given.get(name, declared.default))
+        self._given = frozenset(given)
+
+    def is_given(self, name: str) -> bool:
+        """Returns whether an argument was given to the constructor, or set since."""
+        return name in self._given
 
 
 def declared_arguments(cls: type) -> dict[str, Argument]:

@@ -20,7 +20,7 @@ from hvdkeras.ml.stage import Stage, StageReader, StageWriter, at_least, names, 
 from hvdkeras.models.merging import merged
 from hvdkeras.models.saved import SavedModel, Tensor
 from hvdkeras.models.schema import as_list
-from hvdkeras.models.vector import model_from_bytes
+from hvdkeras.models.serialization import model_from_bytes
 
 FORMS = ("array", "vector", "scalar")
 

@@ -15,7 +15,7 @@ from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.messages import Arrival
 from hvdkeras.history.records import Evaluation
 from hvdkeras.launch.rank import send
-from hvdkeras.models.vector import has_schedule
+from hvdkeras.models.optimizers import has_schedule
 
 logger = logging.getLogger("hvdkeras")
 

@@ -10,7 +10,7 @@ from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import WrittenFile
 from hvdkeras.checkpoint.writer import CheckpointWriter
 from hvdkeras.coordination.evaluation import CenterModel
-from hvdkeras.models.vector import model_to_bytes
+from hvdkeras.models.serialization import model_to_bytes
 
 
 class CenterSaver:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+
 from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
-from hvdkeras.models import schema, vector
+from hvdkeras.models import schema
+from hvdkeras.models.optimizers import check_accumulation
 from hvdkeras.models.recipe import Recipe
 
 logger = logging.getLogger("hvdkeras")
@@ -53,28 +56,32 @@ def check_request(configuration: Configuration, validation_data: Any, resume: bo
         raise ValueError("resume needs checkpoint. Received: checkpoint=None")
 
 
-def checked_recipe(configuration: Configuration) -> Recipe:
-    """Returns the recipe of the model, after the driver has followed it as the ranks will.
+def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe:
+    """Returns the recipe of the model, of which the driver has made a copy as the ranks will.
 
     Raises:
-        ValueError: the ranks could not rebuild or compile the model.
+        ValueError: the ranks could not rebuild or compile the model, or would train another one.
     """
-    model = configuration.keras_model
-    schema.class_weights(model, configuration.class_weight, configuration.columns())
-    try:
-        vector.check_metrics(configuration.metrics)
-        vector.check_metrics(configuration.weighted_metrics)
-        recipe = configuration.recipe()
-        recipe.build()
-    except Exception as error:
-        # Keras puts the configuration of the whole model around the reason, which can fill a screen.
-        reason = str(error).split("Exception encountered: ")[-1].split(" Full object config: ")[0]
-        raise ValueError(
-            "keras_model, worker_optimizer, loss and metrics must survive saving and loading "
-            "(custom_objects names what Keras does not know). Received: "
-            f"{type(model).__name__} {model.name!r}, {type(error).__name__}: {reason}"
-        ) from error
+    schema.class_weights(configuration.keras_model, configuration.class_weight, configuration.columns())
+    recipe = configuration.recipe()
+    own_rate = getattr(recipe.optimizer, "learning_rate", None)
+    if not configuration.names_its_optimizer and configuration.is_given("learning_rate"):
+        _warn_of_rate(own_rate, configuration.learning_rate)
+    accumulation = algorithm.gradient_averaging.accumulation
+    if algorithm.mode is Mode.GRADIENTS and accumulation > 1:
+        check_accumulation(recipe.build(), accumulation)
     return recipe
+
+
+def _warn_of_rate(own: float | None, learning_rate: float) -> None:
+    """Warns where `learning_rate` is not that of the optimizer, which was given as an object."""
+    if own is not None and not np.isclose(own, learning_rate):
+        logger.warning(
+            "learning_rate does not change worker_optimizer, which was given with a rate of its own, %g: "
+            "set it there, or give the optimizer's name. Received: learning_rate=%g",
+            own,
+            learning_rate,
+        )
 
 
 def check_checkpoints(url: str, algorithm: str, resume: bool) -> None:

@@ -21,7 +21,8 @@ from hvdkeras.arguments import (
 from hvdkeras.data.columns import Column
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.launch import driver
-from hvdkeras.models import schema, vector
+from hvdkeras.models import schema
+from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.recipe import Recipe
 
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
@@ -75,8 +76,9 @@ class Configuration(Declared):
 
     Args:
         keras_model: a built Functional or Sequential Keras model. It is not changed by training.
-        worker_optimizer: a Keras optimizer or its name, one copy for each rank. Default: the model's own
-            if it is compiled, otherwise SGD at `learning_rate`.
+        worker_optimizer: a Keras optimizer or its name, one copy for each rank, which begins with the state
+            that the optimizer has. Default: the model's own if it is compiled, otherwise SGD at
+            `learning_rate`.
         loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
             the model's own if it is compiled.
         metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
@@ -100,7 +102,9 @@ class Configuration(Declared):
             `threads` at once, each epoch anew. Integers are cast to the input's dtype as they are, not
             rescaled. Not with `fit`, whose fitted model reads numbers.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
-        learning_rate: step size of the default optimizer; some algorithms use it in their rule, too.
+        learning_rate: step size of the default optimizer, and of one that is given by its name; some
+            algorithms use it in their rule, too. An optimizer that is given as an object keeps its own.
+            Default: 0.01, but for an optimizer that is given by its name Keras's default.
         seed: of the shuffling and of the ranks' random layers.
         validation_split: the part of the rows, drawn by `seed`, that is not trained on: after each epoch the
             ranks evaluate the center on it together. Default: none. `train` takes other data for it.
@@ -199,17 +203,26 @@ class Configuration(Declared):
         return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
 
     def recipe(self) -> Recipe:
-        """Returns the model and what it is compiled with, as they travel to ranks."""
+        """Returns the model and what it is compiled with, as they travel to ranks.
+
+        Raises:
+            ValueError: something of them can't be rebuilt on the ranks.
+        """
         optimizer = self.default_optimizer() if self.worker_optimizer is None else self.worker_optimizer
+        compiled = compiled_with(self.keras_model)
         return Recipe.of(
             self.keras_model,
             optimizer,
-            self.loss,
-            self.metrics,
-            self.weighted_metrics,
-            self.loss_weights,
+            self.learning_rate if self.is_given("learning_rate") else None,
             self.custom_objects,
+            **{name: getattr(self, name) for name in _COMPILED},
+            **{name: compiled[name] for name in ("run_eagerly", "jit_compile") if name in compiled},
         )
+
+    @property
+    def names_its_optimizer(self) -> bool:
+        """Whether `learning_rate` is the rate of the optimizer: it was given by its name, or not at all."""
+        return self.worker_optimizer is None or isinstance(self.worker_optimizer, str)
 
     def columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
         """Returns the columns that a training reads of data whose columns `scalars` hold one number a row."""
@@ -233,7 +246,7 @@ class Configuration(Declared):
         return dict(decode)
 
     def _take_what_the_model_is_compiled_with(self) -> None:
-        compiled = vector.compile_arguments(self.keras_model)
+        compiled = compiled_with(self.keras_model)
         for name in _COMPILED:
             if getattr(self, name) is None:
                 setattr(self, name, compiled.get(name))

@@ -42,14 +42,29 @@ class Request:
     resume: bool
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training.
+
+    Attributes:
+        models: the trained models, compiled: one, or an ensemble's members.
+        history: what happened.
+        recipe: how the models are made and compiled.
+    """
+
+    models: list[Any]
+    history: History
+    recipe: Recipe
+
+
 def train(
     configuration: Configuration,
     algorithm: Algorithm,
     ensemble: EnsembleSpec | None,
     num_workers: int,
     request: Request,
-) -> tuple[list[Any], History]:
-    """Trains copies of the model; returns them, compiled, and the history.
+) -> Outcome:
+    """Trains copies of the model.
 
     Args:
         configuration: what the user asks for.
@@ -64,7 +79,7 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
-    recipe = checks.checked_recipe(configuration)
+    recipe = checks.checked_recipe(configuration, algorithm)
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, request.resume)
@@ -95,7 +110,7 @@ def train(
     history = _history(results, time.monotonic() - started, shards.rows, restarts)
     if configuration.timeline is not None:
         _write_timeline(history, configuration.timeline)
-    return _models(recipe, results[0]), history
+    return Outcome(_models(recipe, results[0]), history, recipe)
 
 
 def _split(configuration: Configuration, shards: Shards) -> Split | None:
@@ -174,5 +189,6 @@ def _models(recipe: Recipe, result: Result) -> list[Any]:
         model = recipe.build()
         vector.assign(model.trainable_variables, weights)
         vector.assign(vector.averaged_variables(model), statistics)
+        vector.take_rest(model, result.rest)
         models.append(model)
     return models

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from hvdkeras.models.saved import Tensor
-from hvdkeras.models.vector import model_from_bytes
+from hvdkeras.models.serialization import model_from_bytes
 
 # Models that a Python worker keeps. A worker of a long session scores with many, one after another.
 MODELS_KEPT = 4

@@ -2,68 +2,282 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from hvdkeras.models import vector
+import numpy as np
+
+from hvdkeras.models.compiled import check_left_out, check_metrics, compiles_itself
+from hvdkeras.models.optimizers import PackedOptimizer, named, optimizers_of, scaled
+from hvdkeras.models.serialization import (
+    architecture,
+    model_from_bytes,
+    own_objects,
+    pack,
+    unpack,
+    with_functions,
+)
+
+# Far from the small numbers that people choose as seeds: no rank gets the seed of another's other layer.
+SEED_STRIDE = 1_000_003
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recipe:
-    """How to make the model on any process.
+    """All that a process needs to make a compiled copy of a Keras model. It pickles, by cloudpickle.
+
+    Values travel as values: Keras's file of a model leaves some out (LoRA's matrices, which of a layer's
+    weights train), and its configuration of an optimizer, too (exclusions, moments, the iteration).
 
     Attributes:
         content: the model as a `.keras` file.
-        optimizer: packed, as loss and metrics are.
+        objects: classes and functions by name that the model needs.
+        trainable: whether each of the model's variables trains, in their order.
+        values: by position among the model's variables, the values that the file does not bring back.
+        seeds: by position, the states of random layers, shape `(2,)`: the seed, and how often it was used.
+        optimizer: the optimizer; None where the model's own `compile_from_config` makes it.
+        arguments: the other arguments of `compile`, packed.
+        others: the optimizers that the model has beside its own; what their configurations leave out of them.
+        own_config: what a model with a `compile` of its own gives its `compile_from_config`; None for others.
     """
 
     content: bytes
-    optimizer: Any
-    loss: Any
-    metrics: Any
-    weighted_metrics: Any
-    loss_weights: Any
-    custom_objects: Mapping[str, Any]
+    objects: dict[str, Any]
+    trainable: list[bool]
+    values: dict[int, np.ndarray]
+    seeds: dict[int, np.ndarray]
+    optimizer: PackedOptimizer | None
+    arguments: dict[str, Any]
+    others: list[PackedOptimizer]
+    own_config: dict[str, Any] | None = None
 
     @classmethod
     def of(
         cls,
         model: Any,
         optimizer: Any,
-        loss: Any,
-        metrics: Any,
-        weighted_metrics: Any,
-        loss_weights: Any,
-        custom_objects: Mapping[str, Any],
+        learning_rate: float | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        **arguments: Any,
     ) -> Recipe:
+        """Packs a model, and makes sure that a copy of it is the same.
+
+        Args:
+            model: a built Keras model. It is not changed.
+            optimizer: a Keras optimizer, built or not, its name or its configuration. The model's own is
+                taken as it is; another gets loss scaling where the model computes in float16.
+            learning_rate: the rate of an optimizer that is given by its name. Default: Keras's.
+            custom_objects: classes and functions by name that are not registered with Keras.
+            **arguments: more of `keras.Model.compile`: `loss`, `metrics`, `weighted_metrics`, `loss_weights`,
+                `jit_compile`, `run_eagerly`. Values that are None are left to Keras.
+
+        Raises:
+            ValueError: something of the model, the optimizer or the arguments can't be rebuilt; the message
+                names it.
+        """
         import keras
 
-        objects = {**keras.saving.get_custom_objects(), **custom_objects}
-        packed = [vector.pack(each) for each in (optimizer, loss, metrics, weighted_metrics)]
-        return cls(vector.model_to_bytes(model), *packed, loss_weights, objects)
+        for name in ("metrics", "weighted_metrics"):
+            check_metrics(arguments.get(name))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        # Those registered with Keras go along, because other processes don't know of them.
+        objects = {**keras.saving.get_custom_objects(), **(custom_objects or {})}
+        try:
+            if optimizer is not getattr(model, "optimizer", None):
+                optimizer = scaled(named(optimizer, learning_rate), model)
+            content, functions = with_functions(model)
+            objects = {**_functions_of_layers(model), **functions, **objects}
+            recipe = cls(content, objects, [], {}, {}, None, pack(given), [])
+            others = [each for each in optimizers_of(model) if each is not optimizer]
+            if compiles_itself(model):
+                check_left_out(model, {"worker_optimizer": optimizer, **given})
+                recipe.own_config = keras.saving.serialize_keras_object(model.get_compile_config())
+                others = optimizers_of(model)
+            else:
+                recipe.optimizer = PackedOptimizer.of(optimizer, model)
+                if getattr(model, "optimizer", None) is not optimizer:
+                    others = [each for each in others if each is not model.optimizer]
+            recipe.others = [PackedOptimizer.of(each, model) for each in others]
+            copy = recipe._loaded()
+            recipe._take(model, copy)
+            recipe._give(copy, rank=None)
+            recipe.compile(copy, with_state=True)
+        except Exception as error:
+            # Keras wraps the reason in the configuration of the whole model, which can fill a screen.
+            reason = str(error).split("Exception encountered: ")[-1].split(" Full object config: ")[0]
+            raise ValueError(
+                "keras_model, worker_optimizer, loss and metrics must survive saving and loading "
+                "(custom_objects names what Keras does not know). Received: "
+                f"{type(model).__name__} {model.name!r}, {type(error).__name__}: {reason}"
+            ) from error
+        recipe.compare(model, copy)
+        return recipe
 
-    def build(self, steps_per_execution: int = 1, fresh: bool = False) -> Any:
-        """Returns a copy of the model, compiled; `fresh` draws initial weights anew."""
+    def build(self, steps_per_execution: int = 1, rank: int | None = None, fresh: bool = False) -> Any:
+        """Returns a compiled copy of the model.
+
+        Args:
+            steps_per_execution: as in `keras.Model.compile`.
+            rank: where the copy trains; its random layers then draw other numbers than those of other ranks,
+                rank 0 those that the model itself would draw. Layers without a seed of their own take one
+                from Keras's, `keras.utils.set_random_seed`. Default: the random states are the model's, too.
+            fresh: draw the weights that train anew, by their initializers; the optimizer begins anew, too.
+        """
+        model = self._loaded()
+        self._give(model, rank, fresh)
+        return self.compile(model, steps_per_execution, with_state=not fresh)
+
+    def compile(self, model: Any, steps_per_execution: int = 1, with_state: bool = False) -> Any:
+        """Compiles a model of the same outputs in the same way, and returns it.
+
+        Args:
+            model: a Keras model; it need not be a copy of this one.
+            steps_per_execution: as in `keras.Model.compile`.
+            with_state: whether the optimizers have the state that they were given with; only copies can.
+        """
         import keras
 
-        with keras.saving.custom_object_scope(dict(self.custom_objects)):
-            model = vector.model_from_bytes(self.content, self.custom_objects, safe_mode=False)
-            model = keras.models.clone_model(model) if fresh else model
-            return self.compile(model, steps_per_execution)
-
-    def compile(self, model: Any, steps_per_execution: int = 1) -> Any:
-        """Compiles a model of the same outputs, and returns it."""
-        loss, metrics, weighted_metrics, optimizer = (
-            vector.unpack(each, self.custom_objects)
-            for each in (self.loss, self.metrics, self.weighted_metrics, self.optimizer)
-        )
-        model.compile(
-            optimizer=vector.scaled(optimizer, model),
-            loss=loss,
-            metrics=metrics,
-            weighted_metrics=weighted_metrics,
-            loss_weights=self.loss_weights,
-            steps_per_execution=steps_per_execution,
-        )
+        with keras.saving.custom_object_scope(self.objects):
+            if self.own_config is not None:
+                model.compile_from_config(deepcopy(self.own_config))
+                model.steps_per_execution = steps_per_execution
+            else:
+                # The optimizer has the scaling that it needs, whatever the policy of this process.
+                own = type(model).compile is not keras.Model.compile
+                model.compile(
+                    optimizer=self.optimizer.unpacked(model, self.objects, with_state),
+                    steps_per_execution=steps_per_execution,
+                    **({} if own else {"auto_scale_loss": False}),
+                    **unpack(self.arguments, self.objects),
+                )
+        if with_state and self.others:
+            others = optimizers_of(model)[0 if self.optimizer is None else 1 :]
+            for packed, optimizer in zip(self.others, others, strict=True):
+                packed.complete(optimizer, model)
         return model
+
+    def compare(self, model: Any, copy: Any) -> None:
+        """Raises ValueError, naming what differs, if a copy that was built here is not the model.
+
+        Args:
+            model: what was packed.
+            copy: what `build` returned.
+        """
+        differences = list(_differences(model, copy))
+        wanted = [*([self.optimizer] if self.optimizer else []), *self.others]
+        # A class may make further optimizers when it is compiled, which the model itself was not.
+        for packed, optimizer in zip(wanted, optimizers_of(copy)[: len(wanted)], strict=True):
+            differences += packed.differences(PackedOptimizer.of(optimizer, copy))
+        if differences:
+            raise ValueError(
+                "keras_model and worker_optimizer must be the same after saving and loading. Received: "
+                f"{type(model).__name__} {model.name!r}, of which these differ: "
+                + ", ".join(differences[:10])
+                + (f" and {len(differences) - 10} more" if len(differences) > 10 else "")
+            )
+
+    def _loaded(self) -> Any:
+        """The model as Keras's file holds it."""
+        import keras
+
+        with keras.saving.custom_object_scope(self.objects):
+            # The model is the user's own: it may hold code.
+            return model_from_bytes(self.content, self.objects, safe_mode=False)
+
+    def _take(self, model: Any, loaded: Any) -> None:
+        """Notes of the model what its file does not bring back."""
+        if len(loaded.variables) != len(model.variables):
+            differing = sorted({v.path for v in model.variables} ^ {v.path for v in loaded.variables})
+            raise ValueError(f"the model and its copy have other variables: {differing}")
+        self.trainable = [bool(variable.trainable) for variable in model.variables]
+        for number, (variable, copied) in enumerate(zip(model.variables, loaded.variables, strict=True)):
+            if _is_seed(variable):
+                self.seeds[number] = _array(variable)
+            elif variable.shape == copied.shape and not _same(variable, copied):
+                self.values[number] = _array(variable)
+
+    def _give(self, loaded: Any, rank: int | None, fresh: bool = False) -> None:
+        """Gives a loaded model what its file does not bring back, see `build`."""
+        import keras
+
+        variables = loaded.variables
+        for variable, trainable in zip(variables, self.trainable, strict=True):
+            # Layers have set most of the flags already.
+            if bool(variable.trainable) != trainable:
+                variable.trainable = trainable
+        for number, value in self.values.items():
+            variables[number].assign(value)
+        if fresh:
+            trained = {id(variable) for variable in loaded.trainable_variables}
+            with keras.saving.custom_object_scope(self.objects):
+                drawn = keras.saving.deserialize_keras_object(architecture(self.content), safe_mode=False)
+            for number, variable in enumerate(drawn.variables):
+                if id(variables[number]) in trained or number in self.seeds:
+                    variables[number].assign(variable)
+        for number, state in self.seeds.items():
+            _seed(variables[number], state, rank)
+
+
+def _functions_of_layers(model: Any) -> dict[str, Any]:
+    """The functions, by name, that Lambda layers and activations are, and that no file holds."""
+    import keras
+
+    found: dict[str, Any] = {}
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Lambda):
+            functions = (layer.function, layer._output_shape, layer.mask)
+            found.update(own_objects([each for each in functions if callable(each)]))
+    return found
+
+
+def _seed(variable: Any, state: np.ndarray, rank: int | None) -> None:
+    """Sets a random layer's state.
+
+    Args:
+        variable: the state of the layer's copy, as it was made.
+        state: the state of the layer itself.
+        rank: as in `Recipe.build`.
+    """
+    drawn = _array(variable)
+    if rank is None:
+        variable.assign(state)
+    elif drawn[0] == state[0]:
+        # The seed is the layer's own, and no other process would draw another.
+        seed = (int(state[0]) + SEED_STRIDE * rank) % 2**32
+        variable.assign(np.array([seed, state[1]], state.dtype))
+
+
+def _differences(model: Any, copy: Any) -> Iterator[str]:
+    for variable, copied in zip(model.variables, copy.variables, strict=True):
+        if variable.name != copied.name or tuple(variable.shape) != tuple(copied.shape):
+            yield f"{variable.path} of shape {tuple(variable.shape)} ({copied.path}, {tuple(copied.shape)})"
+        elif bool(variable.trainable) != bool(copied.trainable):
+            yield f"whether {variable.path} trains"
+        elif not _same(variable, copied):
+            yield f"the values of {variable.path}"
+    positions = [
+        {id(variable): number for number, variable in enumerate(each.variables)} for each in (model, copy)
+    ]
+    trained = [
+        [position[id(variable)] for variable in each.trainable_variables]
+        for each, position in zip((model, copy), positions, strict=True)
+    ]
+    if trained[0] != trained[1]:
+        yield f"which variables train: {trained[0]}, {trained[1]} in the copy"
+
+
+def _is_seed(variable: Any) -> bool:
+    return variable.name == "seed_generator_state"
+
+
+def _same(variable: Any, other: Any) -> bool:
+    first, second = _array(variable), _array(other)
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and first.tobytes() == second.tobytes()
+
+
+def _array(variable: Any) -> np.ndarray:
+    import keras
+
+    return keras.ops.convert_to_numpy(variable)

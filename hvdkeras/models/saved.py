@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from hvdkeras.models.vector import model_to_bytes
+from hvdkeras.models.schema import tensors
+from hvdkeras.models.serialization import architecture, model_to_bytes
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class SavedModel:
             raise ValueError(f"the .keras file is damaged: {error}") from None
         if damaged is not None:
             raise ValueError(f"the .keras file is damaged: {damaged} is not what was written")
-        tensors = (
+        read = (
             tuple(Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for t in metadata[which])
             for which in ("inputs", "outputs")
         )
-        return cls(content, *tensors)
+        return cls(content, *read)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -74,9 +75,7 @@ class SavedModel:
     @cached_property
     def registered_names(self) -> set[str]:
         """Names under which the model's own layers and functions are registered with Keras."""
-        with zipfile.ZipFile(io.BytesIO(self.content)) as file:
-            config = json.loads(file.read("config.json"))
-        return set(_registered(config))
+        return set(_registered(architecture(self.content)))
 
 
 def _registered(config: Any) -> Iterator[str]:
@@ -90,16 +89,8 @@ def _registered(config: Any) -> Iterator[str]:
 
 
 def _tensors(model: Any, which: str) -> tuple[Tensor, ...]:
-    try:
-        tensors = getattr(model, which)
-    except (AttributeError, ValueError):
-        tensors = None
-    if not tensors:
-        raise ValueError(
-            "keras_model must be a built Functional or Sequential model: give it an Input, or wrap it, "
-            f"keras.Model(inputs, model(inputs)). Received: {type(model).__name__}"
-        )
-    for tensor in tensors:
+    known = tensors(model, which)
+    for tensor in known:
         if None in tensor.shape[1:]:
             raise ValueError(
                 f"the model's {which} must have a fixed shape beyond the batch. Received: "
@@ -107,4 +98,4 @@ def _tensors(model: Any, which: str) -> tuple[Tensor, ...]:
             )
         if str(tensor.dtype) == "string":
             raise ValueError(f"the model's {which} must be numbers. Received: {tensor.name!r} of strings")
-    return tuple(Tensor(t.name, tuple(t.shape[1:]), str(t.dtype)) for t in tensors)
+    return tuple(Tensor(t.name, tuple(t.shape[1:]), str(t.dtype)) for t in known)

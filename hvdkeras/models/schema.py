@@ -36,7 +36,7 @@ def columns(
         ValueError: if the model has no known inputs, a loss is unknown, or the columns' names are not those
             of as many columns as there are inputs or outputs.
     """
-    inputs, outputs = _tensors(model, "inputs"), _tensors(model, "outputs")
+    inputs, outputs = tensors(model, "inputs"), tensors(model, "outputs")
     features, labels = input_columns(model, features_col), output_columns(model, label_col)
     if sample_weight_col is None or isinstance(sample_weight_col, str):
         weights = as_list(sample_weight_col or [])
@@ -70,7 +70,7 @@ def input_columns(model: Any, features_col: Names) -> list[str]:
     Raises:
         ValueError: if there is not one name for each input, or a key of the dict is no input.
     """
-    known = _paths(model, 0) or [tensor.name for tensor in _tensors(model, "inputs")]
+    known = _paths(model, 0) or [tensor.name for tensor in tensors(model, "inputs")]
     return _in_order("features_col", features_col, known, "inputs")
 
 
@@ -97,7 +97,7 @@ def class_weights(
     """
     if class_weight is None:
         return None
-    num_inputs = len(_tensors(model, "inputs"))
+    num_inputs = len(tensors(model, "inputs"))
     label, *more = columns[num_inputs:]
     # Keras takes no nested labels here, not even a dict of one.
     if more or _paths(model, 1):
@@ -144,13 +144,32 @@ def structures(model: Any) -> tuple[Any, Any]:
     """
     import keras
 
-    inputs, outputs = _tensors(model, "inputs"), _tensors(model, "outputs")
+    inputs, outputs = tensors(model, "inputs"), tensors(model, "outputs")
     if isinstance(model, keras.Sequential):
         return inputs[0], outputs[0]
     return tuple(
         nested[0] if isinstance(nested, list | tuple) and len(nested) == 1 else nested
         for nested in (model.input, model.output)
     )
+
+
+def tensors(model: Any, which: str) -> list[Any]:
+    """Returns the symbolic `inputs` or `outputs` of a model.
+
+    Raises:
+        ValueError: it has none, because it is no built Functional or Sequential model.
+    """
+    try:
+        known = getattr(model, which)
+    except (AttributeError, ValueError):
+        known = None
+    if not known:
+        raise ValueError(
+            "keras_model must be a built Functional or Sequential model: give it an Input, or wrap it, "
+            "keras.Model(inputs, model(inputs)). Received: "
+            f"{type(model).__name__} {getattr(model, 'name', '')!r}"
+        )
+    return list(known)
 
 
 def _paths(model: Any, which: int) -> list[str]:
@@ -193,21 +212,6 @@ def _class_count(label: Column) -> int | None:
     raise ValueError(
         f"class_weight needs labels of one class a row. Received: {label.name!r} of shape {label.shape}"
     )
-
-
-def _tensors(model: Any, which: str) -> list[Any]:
-    """The symbolic inputs or outputs of a model, which only built Functional and Sequential models have."""
-    try:
-        tensors = getattr(model, which)
-    except (AttributeError, ValueError):
-        tensors = None
-    if not tensors:
-        raise ValueError(
-            "keras_model must be a built Functional or Sequential model: give it an Input, or wrap it, "
-            "keras.Model(inputs, model(inputs)). Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}"
-        )
-    return list(tensors)
 
 
 def _losses(model: Any, loss: Any) -> list[Any]:

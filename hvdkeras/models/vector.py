@@ -1,12 +1,8 @@
-"""Keras weights as one float32 vector and back; Keras objects as bytes and back."""
+"""Keras weights as one float32 vector and back."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,149 +72,66 @@ def flat(variables: Sequence[Any]) -> np.ndarray:
 def averaged_variables(model: Any) -> list[Any]:
     """Returns the variables that ranks average at the end, such as batch normalisation's statistics.
 
-    Counters and the states of random layers are integers: each rank has its own, and no mean makes sense.
-    """
-    return [variable for variable in model.non_trainable_variables if "float" in str(variable.dtype)]
-
-
-def model_to_bytes(model: Any) -> bytes:
-    """Returns a Keras model as the content of a `.keras` file."""
-    with tempfile.TemporaryDirectory(prefix="hvdkeras-") as folder:
-        path = os.path.join(folder, "model.keras")
-        model.save(path)
-        with open(path, "rb") as file:
-            return file.read()
-
-
-def model_from_bytes(
-    content: bytes, custom_objects: Mapping[str, Any] | None = None, safe_mode: bool = True
-) -> Any:
-    """Returns the Keras model, not compiled, that a `.keras` file's content holds.
+    They are those that a step can change though no gradient does. Frozen layers, which Keras runs in
+    inference mode, and layers that only `adapt` changes are not among them. Counters and the states of random
+    layers are integers: each rank has its own, and no mean makes sense.
 
     Args:
-        content: what `model_to_bytes` returned, or a `.keras` file's bytes.
-        custom_objects: classes and functions by name that the model needs and that are not registered
-            with Keras in this process.
-        safe_mode: refuse Python code (lambdas) inside the model. Files from elsewhere should be opened
-            with the default.
+        model: a built Keras model. One with a `train_step` of its own may assign to any variable, such as
+            the weights of a frozen teacher: all floats that are not trained are averaged then.
     """
     import keras
 
-    with tempfile.TemporaryDirectory(prefix="hvdkeras-") as folder:
-        path = os.path.join(folder, "model.keras")
-        with open(path, "wb") as file:
-            file.write(content)
-        return keras.models.load_model(path, dict(custom_objects or {}), compile=False, safe_mode=safe_mode)
+    constant = set()
+    if type(model).train_step is keras.Model.train_step:
+        constant = {id(variable) for variable in _constant_variables(model)}
+    return [
+        variable
+        for variable in model.non_trainable_variables
+        if "float" in str(variable.dtype) and id(variable) not in constant
+    ]
 
 
-def pack(value: Any) -> Any:
-    """Returns a loss, metric or optimizer argument in a form that pickles.
+def _constant_variables(model: Any) -> Iterator[Any]:
+    """Variables that neither a gradient nor a training's forward pass changes."""
+    from keras import layers
 
-    Metrics and optimizers, which hold variables, become their configuration; losses their attributes, because
-    Keras's configuration of some (Huber's delta in 3.15) is incomplete. Names and functions stay as they are.
-    Lists and dicts are packed element by element.
+    # It normalises the weights of the layer that it wraps in each forward pass, frozen or not.
+    normalised = [
+        layer for layer in model._flatten_layers() if isinstance(layer, layers.SpectralNormalization)
+    ]
+    changing = {id(inner) for layer in normalised for inner in layer._flatten_layers()}
+    for layer in model._flatten_layers():
+        if id(layer) in changing:
+            continue
+        own = [*layer._trainable_variables, *layer._non_trainable_variables]
+        is_keras_own = type(layer).__module__.startswith("keras.")
+        frozen = is_keras_own and not layer.trainable
+        if frozen or isinstance(layer, layers.Normalization) or getattr(layer, "lora_enabled", False):
+            yield from own
+        else:
+            # A weight of which only the flag says that it does not train.
+            yield from layer._trainable_variables
 
-    Raises:
-        ValueError: for a metric whose configuration is incomplete.
+
+def rest_of(model: Any) -> list[np.ndarray]:
+    """Returns what a trained, compiled model holds beside its weights: see `take_rest`."""
+    return [np.asarray(variable.value) for variable in _rest(model)]
+
+
+def take_rest(model: Any, values: Sequence[np.ndarray]) -> None:
+    """Sets the optimizer's state, counters and the states of random layers from a copy's `rest_of`.
+
+    A model whose optimizer was not built is left as it is where `values` is empty.
     """
-    if isinstance(value, Mapping):
-        return {name: pack(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [pack(item) for item in value]
-    if not hasattr(value, "get_config"):
-        return value
-    import keras
-
-    if isinstance(value, keras.losses.Loss):
-        return _PackedLoss(type(value), vars(value))
-    packed = _PackedObject(keras.saving.serialize_keras_object(value))
-    known = {type(value).__name__: type(value)}
-    # Some of Keras's classes change the configuration that they are made of.
-    copy = keras.saving.deserialize_keras_object(deepcopy(packed.config), known)
-    arguments, copied = (getattr(each, "_fn_kwargs", None) for each in (value, copy))
-    if arguments != copied:
-        raise ValueError(
-            f"the configuration that Keras makes of {type(value).__name__} must hold all its arguments. "
-            f"Received: {copied} instead of {arguments}"
-        )
-    return packed
+    if not values:
+        return
+    for variable, value in zip(_rest(model), values, strict=True):
+        variable.assign(value)
 
 
-def unpack(value: Any, custom_objects: Mapping[str, Any]) -> Any:
-    """Returns what `pack` was given, Keras objects made anew."""
-    if isinstance(value, dict):
-        return {name: unpack(item, custom_objects) for name, item in value.items()}
-    if isinstance(value, list):
-        return [unpack(item, custom_objects) for item in value]
-    if isinstance(value, _PackedLoss | _PackedObject):
-        return value.unpack(custom_objects)
-    return value
-
-
-@dataclass
-class _PackedLoss:
-    """A Keras loss, which has no variables."""
-
-    kind: type
-    attributes: dict[str, Any]
-
-    def unpack(self, custom_objects: Mapping[str, Any]) -> Any:
-        loss = object.__new__(self.kind)
-        loss.__dict__.update(self.attributes)
-        return loss
-
-
-@dataclass
-class _PackedObject:
-    """The configuration of a Keras object, told apart from a user's own dict."""
-
-    config: dict[str, Any]
-
-    def unpack(self, custom_objects: Mapping[str, Any]) -> Any:
-        import keras
-
-        return keras.saving.deserialize_keras_object(deepcopy(self.config), dict(custom_objects))
-
-
-def compile_arguments(model: Any) -> dict[str, Any]:
-    """Returns a compiled model's optimizer, loss, (weighted) metrics and loss weights; empty for another."""
-    if not getattr(model, "compiled", False):
-        return {}
-    import keras
-
-    config = model.get_compile_config() or {}
-    rest = {
-        name: keras.saving.deserialize_keras_object(config.get(name))
-        for name in ("metrics", "weighted_metrics", "loss_weights")
-    }
-    return {"optimizer": model.optimizer, "loss": model.loss, **rest}
-
-
-def has_schedule(optimizer: Any) -> bool:
-    """Tells whether an optimizer's learning rate follows a schedule of its own, so that nobody can set it."""
-    return callable(getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None))
-
-
-def scaled(optimizer: Any, model: Any) -> Any:
-    """Returns the optimizer with loss scaling where a model computes in float16, as Keras compiles it.
-
-    Keras itself goes by the policy of the process that made the model, which the ranks' own is not.
-    """
-    import keras
-
-    optimizer = keras.optimizers.get(optimizer)
-    in_half = any(layer.compute_dtype == "float16" for layer in model.layers)
-    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if in_half and not is_scaled else optimizer
-
-
-def check_metrics(metrics: Any) -> None:
-    """Raises ValueError for a metric's name that Keras does not know; Keras only looks at the first batch."""
-    import keras
-
-    if isinstance(metrics, str):
-        if metrics not in ("accuracy", "acc", "crossentropy", "ce"):
-            keras.metrics.get(metrics)
-    elif isinstance(metrics, Mapping | list | tuple):
-        for metric in metrics.values() if isinstance(metrics, Mapping) else metrics:
-            check_metrics(metric)
+def _rest(model: Any) -> list[Any]:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    counters = [v for v in model.non_trainable_variables if str(v.dtype) in ("int32", "int64", "uint32")]
+    return [*counters, *model.optimizer.variables]

@@ -6,9 +6,11 @@ is given the mean gradient, so that clipping, loss scaling, constraints and movi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
@@ -17,8 +19,11 @@ from hvdkeras.algorithm import GradientAveraging
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.launch import gpu
+from hvdkeras.models.optimizers import check_accumulation, optimizers_of
 from hvdkeras.mpi.collectives import gathered
 from hvdkeras.mpi.waiting import wait
+from hvdkeras.rank.batches import Batches
+from hvdkeras.rank.losses import JoinedLosses
 
 Total = Callable[[tf.Tensor], tf.Tensor]
 """The sum over the ranks of a flat float32 tensor."""
@@ -27,7 +32,7 @@ Total = Callable[[tf.Tensor], tf.Tensor]
 def average(
     model: Any, rows: Rows | DecodedRows, comm: MPI.Comm, averaging: GradientAveraging, timeout: float
 ) -> list[Any]:
-    """Has every step of the model's optimizer use the mean gradient of all ranks; collective.
+    """Has every step of the model's optimizers use the mean gradient of all ranks; collective.
 
     On GPUs the gradients go through Horovod's allreduce where Horovod was built with NCCL; otherwise through
     MPI on one flat buffer.
@@ -36,11 +41,11 @@ def average(
         model: the rank's compiled Keras model.
         rows: the rows that it trains on.
         comm: the ranks that train it together.
-        averaging: how.
+        averaging: how gradients are averaged.
         timeout: seconds that a rank waits for the others.
 
     Returns:
-        Variables, beyond the model's and its optimizer's, that the training depends on.
+        Variables, beyond the model's and its optimizers', that the training depends on.
     """
     # XLA can't call out to MPI.
     model.jit_compile = False
@@ -49,80 +54,9 @@ def average(
     else:
         total = over_mpi(comm, timeout, averaging.compression)
     batch_sizes = gathered(comm, rows.batch_sizes, timeout, "the sizes of the other ranks' batches")
-    averaged = AveragedGradients(
-        model.optimizer,
-        model.trainable_variables,
-        total,
-        shares(batch_sizes)[comm.rank],
-        averaging.accumulation,
-    )
-    return averaged.variables
-
-
-class AveragedGradients:
-    """Takes the place of a Keras optimizer's `apply`, and calls it with the mean of all ranks' gradients.
-
-    Args:
-        optimizer: a Keras optimizer; it is built on `variables`.
-        variables: the model's trainable variables.
-        total: sums a tensor over the ranks.
-        shares: for each batch of an epoch the rank's part of the rows that all ranks train on in it, shape
-            `(steps,)`: batches of unequal size then count as one joined batch would.
-        accumulation: batches whose mean gradient makes one step of the optimizer. A group ends with its
-            epoch, even if it is shorter.
-    """
-
-    def __init__(
-        self, optimizer: Any, variables: Sequence[Any], total: Total, shares: np.ndarray, accumulation: int
-    ) -> None:
-        optimizer.build(variables)
-        self._apply, self._total, self._accumulation = optimizer.apply, total, accumulation
-        self._shares = tf.constant(shares, tf.float32)
-        self._step = tf.Variable(0, trainable=False, dtype=tf.int64)
-        if accumulation > 1:
-            self._sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
-            self._count = tf.Variable(0.0, trainable=False)
-        optimizer.apply = self._each_group if accumulation > 1 else self._each_batch
-
-    @property
-    def variables(self) -> list[Any]:
-        """What is kept from batch to batch."""
-        return [self._step] if self._accumulation == 1 else [self._step, *self._sums, self._count]
-
-    def _each_batch(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        gradients = self._weighted(gradients)
-        self._step.assign_add(1)
-        self._apply_mean(gradients, variables)
-
-    def _each_group(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        used = [gradient is not None for gradient in gradients]
-        for total, gradient in zip(self._sums, self._weighted(gradients), strict=True):
-            if gradient is not None:
-                total.assign_add(tf.cast(gradient, tf.float32))
-        self._count.assign_add(1.0)
-        self._step.assign_add(1)
-        full = self._count >= self._accumulation
-        epoch_ends = self._step % self._shares.shape[0] == 0
-        tf.cond(tf.logical_or(full, epoch_ends), lambda: self._end_group(used, variables), lambda: None)
-
-    def _end_group(self, used: Sequence[bool], variables: Sequence[Any]) -> None:
-        means = [
-            total / self._count if there else None for total, there in zip(self._sums, used, strict=True)
-        ]
-        self._apply_mean(means, variables)
-        for variable in (*self._sums, self._count):
-            variable.assign(tf.zeros_like(variable))
-
-    def _weighted(self, gradients: Sequence[Any]) -> list[Any]:
-        share = self._shares[self._step % self._shares.shape[0]]
-        return [None if g is None else tf.cast(share, g.dtype) * tf.convert_to_tensor(g) for g in gradients]
-
-    def _apply_mean(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
-        flat = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g, _ in pairs], axis=0)
-        parts = tf.split(self._total(flat), [int(np.prod(v.shape)) for _, v in pairs])
-        means = [tf.cast(tf.reshape(p, v.shape), g.dtype) for p, (g, v) in zip(parts, pairs, strict=True)]
-        self._apply(means, [v for _, v in pairs])
+    batches = Batches(shares(batch_sizes)[comm.rank])
+    losses = JoinedLosses(comm, batches, timeout)
+    return join(model, batches, losses, total, averaging.accumulation)
 
 
 def shares(batch_sizes: np.ndarray) -> np.ndarray:
@@ -135,6 +69,132 @@ def shares(batch_sizes: np.ndarray) -> np.ndarray:
         The part of all rows of a step that a rank has, shape `(ranks, steps)`; a step's parts add up to 1.
     """
     return batch_sizes / batch_sizes.sum(axis=0)
+
+
+def join(model: Any, batches: Batches, losses: JoinedLosses, total: Total, accumulation: int) -> list[Any]:
+    """Makes the steps of a rank's model those of one process that trains on the ranks' joined batch.
+
+    Args:
+        model: a compiled Keras model.
+        batches: the rows that the ranks have in a step.
+        losses: corrects the model's losses.
+        total: sums a tensor over the ranks.
+        accumulation: batches whose mean gradient makes one step of the optimizer. A group ends with its
+            epoch, even if it is shorter.
+
+    Returns:
+        What is kept from batch to batch.
+
+    Raises:
+        ValueError: `accumulation` is above 1, and the model has more than one optimizer.
+    """
+    check_accumulation(model, accumulation)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    averaged = [
+        AveragedGradients(optimizer, total, batches, accumulation) for optimizer in optimizers_of(model)
+    ]
+    own_step = model.train_step
+
+    def train_step(*arguments: Any) -> Any:
+        with losses.corrected(), _only(averaged):
+            logs = own_step(*arguments)
+        batches.step.assign_add(1)
+        return logs
+
+    model.train_step = train_step
+    return [batches.step, *(variable for each in averaged for variable in each.variables)]
+
+
+class AveragedGradients:
+    """Takes the place of a Keras optimizer's `apply`, and calls it with the mean of all ranks' gradients.
+
+    Args:
+        optimizer: a Keras optimizer; built, if gradients are to be accumulated.
+        total: sums a tensor over the ranks.
+        batches: the rows that the ranks have in a step, by which gradients are weighed.
+        accumulation: see `join`.
+
+    Attributes:
+        applying: whether the optimizer is being given a mean gradient.
+    """
+
+    def __init__(self, optimizer: Any, total: Total, batches: Batches, accumulation: int) -> None:
+        self._apply, self._total, self._batches = optimizer.apply, total, batches
+        self._accumulation, self.applying = accumulation, False
+        if accumulation > 1:
+            variables = getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
+            self._sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
+            self._count = tf.Variable(0.0, trainable=False)
+        optimizer.apply = self._each_group if accumulation > 1 else self._each_batch
+
+    @property
+    def variables(self) -> list[Any]:
+        """What is kept from batch to batch."""
+        return [] if self._accumulation == 1 else [*self._sums, self._count]
+
+    def _each_batch(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        self._apply_mean(self._weighted(grads), trainable_variables)
+
+    def _each_group(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        used = [gradient is not None for gradient in grads]
+        for total, gradient in zip(self._sums, self._weighted(grads), strict=True):
+            if gradient is not None:
+                total.assign_add(tf.cast(gradient, tf.float32))
+        self._count.assign_add(1.0)
+        ends = tf.logical_or(self._count >= self._accumulation, self._batches.is_last())
+        tf.cond(ends, lambda: self._end_group(used, trainable_variables), lambda: None)
+
+    def _end_group(self, used: Sequence[bool], variables: Sequence[Any] | None) -> None:
+        means = [
+            total / self._count if there else None for total, there in zip(self._sums, used, strict=True)
+        ]
+        self._apply_mean(means, variables)
+        for variable in (*self._sums, self._count):
+            variable.assign(tf.zeros_like(variable))
+
+    def _weighted(self, gradients: Sequence[Any]) -> list[Any]:
+        share = self._batches.share()
+        return [None if g is None else tf.cast(share, g.dtype) * tf.convert_to_tensor(g) for g in gradients]
+
+    def _apply_mean(self, gradients: Sequence[Any], variables: Sequence[Any] | None) -> None:
+        there = [gradient for gradient in gradients if gradient is not None]
+        if there:
+            flat = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in there], axis=0)
+            sizes = [gradient.shape.num_elements() for gradient in there]
+            parts = iter(zip(tf.split(self._total(flat), sizes), there, strict=True))
+        means = []
+        for gradient in gradients:
+            if gradient is not None:
+                part, like = next(parts)
+                gradient = tf.cast(tf.reshape(part, like.shape), like.dtype)
+            means.append(gradient)
+        self.applying = True
+        try:
+            self._apply(means, variables)
+        finally:
+            self.applying = False
+
+
+@contextlib.contextmanager
+def _only(averaged: Sequence[AveragedGradients]) -> Iterator[None]:
+    """While it is open, an optimizer whose gradients nobody averages raises when it is applied."""
+    kind, original = keras.optimizers.Optimizer, keras.optimizers.Optimizer.apply
+
+    def apply(optimizer: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        if not any(each.applying for each in averaged):
+            raise ValueError(
+                "the model's train_step must apply only optimizers that are attributes of the model, whose "
+                f"gradients can be averaged over the ranks. Received: {type(optimizer).__name__} "
+                f"{optimizer.name!r}"
+            )
+        return original(optimizer, grads, trainable_variables)
+
+    kind.apply = apply
+    try:
+        yield
+    finally:
+        kind.apply = original
 
 
 def over_mpi(comm: MPI.Comm, timeout: float, compression: str | None) -> Total:

@@ -50,7 +50,8 @@ class Replica:
         self.statistics = FlatWeights(averaged_variables(model))
         self.position = Position(rows)
         self.learning_rate = LearningRate(model.optimizer, learning_rate_factor, self.position)
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         self._variables = {
             "model": model.variables,
             "optimizer": model.optimizer.variables,

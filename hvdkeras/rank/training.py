@@ -27,8 +27,10 @@ from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.models import schema
+from hvdkeras.models.vector import rest_of
 from hvdkeras.mpi.collectives import mean
 from hvdkeras.rank import gradients, resuming
+from hvdkeras.rank.agreement import check_agreement
 from hvdkeras.rank.oversight import Oversight, tensorboard
 from hvdkeras.rank.place import Place
 from hvdkeras.rank.rank_data import RankData
@@ -45,12 +47,14 @@ class Trained:
         statistics: the averaged variables, shape `(m,)`.
         evaluations: the evaluations of the center; empty except at rank 0.
         skipped_checkpoints: damaged checkpoints that were not resumed from, a line each, at rank 0.
+        rest: what the model holds beside these, see `hvdkeras.models.vector.rest_of`.
     """
 
     weights: np.ndarray
     statistics: np.ndarray
     evaluations: list[Evaluation]
     skipped_checkpoints: tuple[str, ...]
+    rest: list[np.ndarray]
 
 
 def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
@@ -94,7 +98,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
         weights, statistics = _result(spec, place, replica, center, oversight)
         history.telemetry = dict(center.telemetry) if center else {}
     evaluations = oversight.evaluations if oversight else []
-    return Trained(weights, statistics, evaluations, start.skipped)
+    return Trained(weights, statistics, evaluations, start.skipped, rest_of(replica.model))
 
 
 def _window_steps(spec: TrainingSpec, rows: Rows | DecodedRows) -> int:
@@ -107,7 +111,7 @@ def _replica(
     """The compiled model, its random layers seeded by rank; an ensemble's with initial weights of its own."""
     algorithm = spec.algorithm
     keras.utils.set_random_seed(spec.data.seed + place.number)
-    model = spec.recipe.build(steps_per_execution=steps, fresh=place.member is not None)
+    model = spec.recipe.build(steps, rank=place.number, fresh=place.member is not None)
     more: Sequence[Any] = ()
     if algorithm.mode is Mode.GRADIENTS:
         more = gradients.average(model, rows, place.comm, algorithm.gradient_averaging, spec.timeout)
@@ -197,6 +201,7 @@ def _result(
     spec: TrainingSpec, place: Place, replica: Replica, center: Any, oversight: Oversight | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The trained weights and averaged variables, once all ranks have contributed theirs."""
+    _check_agreement(spec, place, replica, center)
     watched = oversight.finish() if oversight else None
     if spec.algorithm.mode is Mode.ASYNCHRONOUS:
         center.finish()
@@ -205,3 +210,12 @@ def _result(
     weights = center.pull() if center else replica.weights.read()
     what = "the averaged variables of the other ranks"
     return weights, mean(place.comm, replica.statistics.read(), spec.timeout, what)
+
+
+def _check_agreement(spec: TrainingSpec, place: Place, replica: Replica, center: Any) -> None:
+    """Compares what all ranks of a synchronous training must have in common."""
+    if spec.algorithm.mode is Mode.SYNCHRONOUS:
+        weights = center.contents().center
+        check_agreement(place.comm, weights, spec.timeout, "the center's weights")
+    elif spec.algorithm.mode is Mode.GRADIENTS:
+        check_agreement(place.comm, replica.weights.read(), spec.timeout, "the model's weights")

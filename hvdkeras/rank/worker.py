@@ -33,6 +33,8 @@ class Result:
         statistics: their averaged variables, such as batch normalisation's statistics, shape `(models, m)`.
         evaluations: the evaluations of the center.
         skipped_checkpoints: damaged checkpoints that were not resumed from, a line each.
+        rest: what rank 0's model holds beside its weights, see `hvdkeras.models.vector.rest_of`; empty for
+            ensembles.
     """
 
     histories: list[RankHistory]
@@ -40,6 +42,7 @@ class Result:
     statistics: np.ndarray | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     skipped_checkpoints: list[str] = field(default_factory=list)
+    rest: list[np.ndarray] = field(default_factory=list)
 
 
 def run(spec: TrainingSpec) -> Result:
@@ -79,6 +82,7 @@ def _train_one(spec: TrainingSpec, comm: MPI.Comm, device: str, threads: int) ->
         trained.statistics[np.newaxis],
         trained.evaluations,
         list(trained.skipped_checkpoints),
+        trained.rest,
     )
 
 

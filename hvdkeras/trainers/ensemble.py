@@ -6,6 +6,7 @@ from typing import Any
 
 from hvdkeras.algorithm import Mode
 from hvdkeras.arguments import argument, flag, positive
+from hvdkeras.driver.training import Outcome
 from hvdkeras.models.merging import merged
 from hvdkeras.spec import EnsembleSpec
 from hvdkeras.trainers.trainer import Trainer
@@ -53,5 +54,5 @@ class EnsembleTrainer(Trainer):
     def ensemble(self) -> EnsembleSpec:
         return EnsembleSpec(self.num_models, self.partition)
 
-    def result(self, models: list[Any]) -> Any:
-        return self.recipe().compile(merged(models)) if self.merge_models else models
+    def result(self, outcome: Outcome) -> Any:
+        return outcome.recipe.compile(merged(outcome.models)) if self.merge_models else outcome.models

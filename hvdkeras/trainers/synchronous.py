@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvdkeras.algorithm import GradientAveraging, Mode
 from hvdkeras.arguments import argument, flag, not_negative, one_of, positive
-from hvdkeras.models.vector import has_schedule
+from hvdkeras.models.optimizers import has_schedule
 from hvdkeras.trainers.trainer import Trainer
 
 
@@ -29,7 +29,13 @@ class SynchronousSGD(Trainer):
     """The gradients of all ranks are averaged before every step of the optimizer.
 
     All ranks hold the same weights at all times, and they are those of one process that trains on the
-    joined batch, of `num_workers * batch_size` rows. Any Keras optimizer works.
+    joined batch, of `num_workers * batch_size` rows, whatever the loss, its reduction, masks and weights. A
+    loss that returns a value for each row is taken to depend on that row alone; what a step computes without
+    a Keras loss (`add_loss`, formulas in a `train_step` of the model's own) is taken to be a mean over rows.
+    Batch normalisation uses each rank's own batch. At the end the ranks compare their weights.
+
+    Any Keras optimizer works, and so do several, if a `train_step` of the model's own applies them, as long
+    as they are attributes of the model.
 
     On GPUs the gradients go through Horovod's allreduce where Horovod was built with NCCL; otherwise
     through MPI on one flat buffer.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hvdkeras.predictors import ModelPredictor
 
 # What the rule on a rank never needs: the user's objects, and what pyspark keeps in each of its stages.
-_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_paramMap", "_defaultParamMap", "_params"}
+_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_paramMap", "_defaultParamMap", "_params", "_given"}
 
 
 class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
@@ -53,7 +53,9 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 callbacks remember is not in a checkpoint.
 
         Returns:
-            The trained Keras model, compiled with the trainer's loss and metrics.
+            The trained Keras model, compiled with the trainer's loss and metrics. Its optimizer has the
+            state of rank 0's, which is that of all ranks in `SynchronousSGD`; where ranks keep optimizers of
+            their own, it is one of them. An ensemble's members have optimizers that begin anew.
 
         Raises:
             TypeError: if the class does not keep the contract of an algorithm.
@@ -64,8 +66,9 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         num_workers = checks.number_of_workers(self.num_workers, self.default_workers)
         self.check(num_workers)
         request = training.Request(data, shuffle, validation_data, resume)
-        models, self.history = training.train(self, self.algorithm(), self.ensemble, num_workers, request)
-        return self.result(models)
+        outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request)
+        self.history = outcome.history
+        return self.result(outcome)
 
     @property
     def default_workers(self) -> int:
@@ -77,9 +80,9 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         """What to train instead of one model; None for one model."""
         return None
 
-    def result(self, models: list[Any]) -> Any:
-        """Returns what `train` returns, made of the trained models."""
-        return models[0]
+    def result(self, outcome: training.Outcome) -> Any:
+        """Returns what `train` returns, made of what came of the training."""
+        return outcome.models[0]
 
     def algorithm(self) -> Algorithm:
         """Returns what travels to the ranks: this trainer without the user's model, data and callbacks."""

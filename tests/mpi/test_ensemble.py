@@ -25,7 +25,7 @@ def train(arguments: dict) -> dict:
     """What a rank of the job runs; rank 0 looks at what came out."""
     import hvdkeras
     from hvdkeras.models.merging import merged
-    from hvdkeras.models.vector import model_from_bytes, model_to_bytes
+    from hvdkeras.models.serialization import model_from_bytes, model_to_bytes
 
     columns = data()
     columns["sum"] = columns["features"].sum(axis=1, keepdims=True)

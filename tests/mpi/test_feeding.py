@@ -8,7 +8,7 @@ import hvdkeras
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
 from hvdkeras.models.schema import columns
-from hvdkeras.models.vector import model_from_bytes, model_to_bytes
+from hvdkeras.models.serialization import model_from_bytes, model_to_bytes
 
 from batching import batches_of
 

@@ -4,16 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from hvdkeras.models.vector import (
-    FlatWeights,
-    assign,
-    averaged_variables,
-    compile_arguments,
-    model_from_bytes,
-    model_to_bytes,
-    pack,
-    unpack,
-)
+from hvdkeras.models.compiled import compiled_with
+from hvdkeras.models.serialization import model_from_bytes, model_to_bytes, pack, unpack
+from hvdkeras.models.vector import FlatWeights, assign, averaged_variables
 
 
 @pytest.fixture
@@ -89,10 +82,10 @@ def test_packed_keras_objects_survive_pickling():
     assert copy[2] is len
 
 
-def test_compile_arguments_are_the_models_own(model):
-    assert compile_arguments(model) == {}
+def test_compiled_with_are_the_models_own(model):
+    assert compiled_with(model) == {}
     model.compile(keras.optimizers.Adam(0.5), keras.losses.Huber(), metrics=["mae"])
-    arguments = compile_arguments(model)
+    arguments = compiled_with(model)
     assert float(arguments["optimizer"].learning_rate) == 0.5
     assert isinstance(arguments["loss"], keras.losses.Huber)
     assert arguments["metrics"] == ["mae"]
@@ -110,4 +103,4 @@ def test_an_optimizer_with_loss_scaling_survives_packing():
 
 def test_weighted_metrics_are_taken_over(model):
     model.compile("sgd", "mse", weighted_metrics=["mae"])
-    assert compile_arguments(model)["weighted_metrics"] == ["mae"]
+    assert compiled_with(model)["weighted_metrics"] == ["mae"]

@@ -1,0 +1,193 @@
+"""A Keras optimizer with its exclusions and its state, in a form that travels to ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hvdkeras.models.serialization import pack, unpack
+
+
+def has_schedule(optimizer: Any) -> bool:
+    """Returns whether an optimizer's learning rate follows a schedule, so that nobody can set it."""
+    return callable(getattr(_innermost(optimizer), "_learning_rate", None))
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """Returns the optimizers that a model holds as attributes, or in lists and dicts there, its own first.
+
+    A model with a `train_step` of its own may apply more than one.
+    """
+    import keras
+
+    found: dict[int, Any] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.setdefault(id(value), value)
+        elif isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                collect(item)
+
+    collect([getattr(model, "optimizer", None), vars(model)])
+    return list(found.values())
+
+
+def check_accumulation(model: Any, accumulation: int) -> None:
+    """Raises ValueError where gradients of more than one optimizer would have to be accumulated."""
+    count = len(optimizers_of(model))
+    if accumulation > 1 and count > 1:
+        raise ValueError(
+            f"accumulation must be 1 for a model with {count} optimizers. Received: {accumulation}"
+        )
+
+
+def named(optimizer: Any, learning_rate: float | None) -> Any:
+    """Returns an optimizer of which only the name was given, at the rate that was given beside it.
+
+    Args:
+        optimizer: a name such as "adam", or an optimizer or its configuration, which stay as they are.
+        learning_rate: None for Keras's default.
+    """
+    import keras
+
+    if not isinstance(optimizer, str):
+        return optimizer
+    result = keras.optimizers.get(optimizer)
+    if learning_rate is not None:
+        result.learning_rate = learning_rate
+    return result
+
+
+def scaled(optimizer: Any, model: Any) -> Any:
+    """Returns the optimizer with loss scaling where a model computes in float16, as Keras compiles it.
+
+    Keras itself goes by the policy of the process that made the model, which the ranks' own is not.
+    """
+    import keras
+
+    optimizer = keras.optimizers.get(optimizer)
+    in_half = any(layer.compute_dtype == "float16" for layer in model.layers)
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if in_half and not is_scaled else optimizer
+
+
+@dataclass
+class PackedOptimizer:
+    """An optimizer as plain data.
+
+    Attributes:
+        packed: its class and configuration.
+        exclusions: of it and of each optimizer that it wraps, the positions among the model's variables of
+            those without weight decay, and an expression that finds the names of more, or None.
+        built_on: positions among the model's variables of those it was built on; None where it was not built.
+        state: values of its variables, in their order.
+    """
+
+    packed: Any
+    exclusions: list[tuple[list[int], str | None]]
+    built_on: list[int] | None
+    state: list[np.ndarray]
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate in its configuration; None where that is a schedule, or several optimizers are wrapped."""
+        config = self.packed.config["config"]
+        rate = config.get("inner_optimizer", {}).get("config", config).get("learning_rate")
+        return rate if isinstance(rate, float) else None
+
+    @classmethod
+    def of(cls, optimizer: Any, model: Any) -> PackedOptimizer:
+        """Packs an optimizer for a copy of the model.
+
+        Raises:
+            ValueError: it is built on, or excludes, variables that are not the model's.
+        """
+        import keras
+
+        positions = {optimizer._var_key(v): number for number, v in enumerate(model.variables)}
+        built_on = [optimizer._var_key(v) for v in optimizer._trainable_variables] if optimizer.built else []
+        exclusions = []
+        for part in _parts(optimizer):
+            pattern = getattr(part, "_exclude_from_weight_decay_pattern", None)
+            excluded = getattr(part, "_exclude_from_weight_decay", None) or ()
+            exclusions.append((excluded, pattern and pattern.pattern))
+        if not positions.keys() >= {*built_on, *(key for excluded, _ in exclusions for key in excluded)}:
+            raise ValueError(
+                "worker_optimizer must be new, or built on variables of keras_model. Received: "
+                f"{type(optimizer).__name__}, built on or excluding variables of another model; "
+                "type(optimizer).from_config(optimizer.get_config()) makes a new one"
+            )
+        return cls(
+            pack(optimizer),
+            [(sorted(positions[key] for key in excluded), pattern) for excluded, pattern in exclusions],
+            [positions[key] for key in built_on] if optimizer.built else None,
+            [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables],
+        )
+
+    def unpacked(self, model: Any, custom_objects: Mapping[str, Any], with_state: bool = True) -> Any:
+        """Returns the optimizer for a copy of the model that it was packed for.
+
+        Args:
+            model: the copy.
+            custom_objects: classes and functions by name.
+            with_state: False: it begins anew, at iteration 0.
+        """
+        optimizer = unpack(self.packed, custom_objects)
+        self.complete(optimizer, model, with_state)
+        return optimizer
+
+    def complete(self, optimizer: Any, model: Any, with_state: bool = True) -> None:
+        """Gives a new optimizer of the same configuration what its configuration does not hold.
+
+        Args:
+            optimizer: an optimizer that was not built.
+            model: the model that it is for, a copy of the one that this was packed for.
+            with_state: see `unpacked`.
+        """
+        variables = model.variables
+        for part, (excluded, pattern) in zip(_parts(optimizer), self.exclusions, strict=False):
+            if excluded or pattern:
+                part.exclude_from_weight_decay(
+                    [variables[number] for number in excluded], [pattern] if pattern else None
+                )
+        if with_state:
+            if self.built_on is not None:
+                optimizer.build([variables[number] for number in self.built_on])
+            for variable, value in zip(optimizer.variables, self.state, strict=True):
+                variable.assign(value)
+
+    def differences(self, other: PackedOptimizer) -> Iterator[str]:
+        """Yields what another optimizer, packed for the same model, has otherwise."""
+        if _nameless(self.packed) != _nameless(other.packed):
+            yield "the optimizer's configuration"
+        if self.exclusions != other.exclusions:
+            yield "the optimizer's exclusions from weight decay"
+        if self.built_on != other.built_on or not _equal(self.state, other.state):
+            yield "the optimizer's state"
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer itself, without the loss scaling around it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """An optimizer and all that it wraps: that with loss scaling, those among which variables are divided."""
+    wrapped = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
+    return [optimizer, *(part for each in wrapped if each is not None for part in _parts(each))]
+
+
+def _nameless(packed: Any) -> dict[str, Any]:
+    """A packed optimizer's configuration without its name, which Keras counts up."""
+    return {**packed.config, "config": {**packed.config["config"], "name": None}}
+
+
+def _equal(values: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    return len(values) == len(others) and all(
+        value.dtype == other.dtype and value.tobytes() == other.tobytes()
+        for value, other in zip(values, others, strict=True)
+    )
