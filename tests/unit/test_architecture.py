@@ -99,3 +99,11 @@ def test_the_map_shows_this_order():
     text = (ROOT / "docs" / "architecture.md").read_text()
     table = re.findall(r"^\| \d+ \| `([\w/.]+)`", text, re.MULTILINE)
     assert [name.removesuffix("/").removesuffix(".py") for name in reversed(table)] == ORDER
+
+
+def test_every_file_that_the_map_names_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:\.py|/))`", text))
+    assert len(named) > 40
+    places = (ROOT / "hvdkeras", ROOT)
+    assert not {name for name in named if not any((place / name).exists() for place in places)}
