@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvdkeras.data.store import open_text
 from hvdkeras.history import plot, standard_json, timeline
 from hvdkeras.history.records import MEASURED, Evaluation, RankHistory
 
@@ -44,14 +45,12 @@ class History:
         """Reads what `save` wrote.
 
         Args:
-            path: a path or a URL that fsspec opens.
+            path: a path, or a URL that pyarrow or fsspec opens.
 
         Raises:
             ValueError: if the file is not a saved history, or one of another version.
         """
-        import fsspec
-
-        with fsspec.open(path, "r", encoding="utf-8") as file:
+        with open_text(path, "r") as file:
             text = file.read()
         try:
             content = standard_json.loads(text)
@@ -75,12 +74,10 @@ class History:
         JSON has no numbers that are not finite: they are written as `{"float": "nan"}`, `"inf"` and `"-inf"`.
 
         Args:
-            path: a path or a URL that fsspec opens.
+            path: a path, or a URL that pyarrow or fsspec opens.
         """
-        import fsspec
-
         text = standard_json.dumps({FORMAT_KEY: FORMAT, **self.to_dict()})
-        with fsspec.open(path, "w", encoding="utf-8") as file:
+        with open_text(path, "w") as file:
             file.write(text)
 
     def averaged(self) -> dict[str, list[float]]:
@@ -161,7 +158,7 @@ class History:
         Times count from the first event. Hosts are compared by their clocks.
 
         Args:
-            path: a path or a URL that fsspec opens.
+            path: a path, or a URL that pyarrow or fsspec opens.
 
         Raises:
             ValueError: if no events were kept.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from hvdkeras.data.store import open_text
 from hvdkeras.history.records import RankHistory
 
 MICROSECONDS = 1e6
@@ -21,7 +22,7 @@ def check(path: str) -> None:
         write(path, [])
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
-            "timeline must be a path that can be written to, or such a URL that fsspec knows. "
+            "timeline must be a path that can be written to, or a URL that pyarrow or fsspec opens. "
             f"Received: {path!r} ({error})"
         ) from error
 
@@ -32,12 +33,10 @@ def write(path: str, ranks: Sequence[RankHistory]) -> None:
     A rank is a process there, and each of its members of an ensemble a thread.
 
     Args:
-        path: a path or a URL that fsspec opens.
+        path: a path, or a URL that pyarrow or fsspec opens.
         ranks: what they did.
     """
-    import fsspec
-
-    with fsspec.open(path, "w", encoding="utf-8") as file:
+    with open_text(path, "w", "timeline") as file:
         json.dump({"traceEvents": _trace(ranks), "displayTimeUnit": "ms"}, file)
 
 
