@@ -196,9 +196,12 @@ class _SparkJob:
 
 
 def keepalive(timeout: float) -> str:
-    """Lets mpirun and its daemons find out within `timeout` seconds that the other's host is gone."""
+    """Lets mpirun and its daemons find out that the other's host is gone.
+
+    That takes them longer than the supervisor's `timeout`, which can say which ranks are lost.
+    """
     probes = 4
-    idle, interval = max(1, int(timeout / 2)), max(1, int(timeout / 2 / probes))
+    idle, interval = max(1, int(timeout)), max(1, int(timeout / 2 / probes))
     return (
         f"-mca oob_tcp_keepalive_time {idle} -mca oob_tcp_keepalive_intvl {interval} "
         f"-mca oob_tcp_keepalive_probes {probes}"
