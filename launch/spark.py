@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import cluster, driver, rank
-from hvdkeras.launch.mpirun import Mpirun, with_names
+from hvdkeras.launch import cluster, driver, rank, remains
+from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
@@ -103,8 +103,10 @@ class _SparkJob:
         paths = _module_paths(context)
         self._way = (reports.addresses, reports.port, reports.key, timeout, paths)
         self._env = env
+        self._folders = remains.Folders()
         self._mpi_args = f"{keepalive(timeout)} {mpi_args or ''}"
-        self._mpirun = Mpirun(output)
+        # A parameter for it would reach other hosts; this reaches only mpirun.
+        self._mpirun = Mpirun(output, self._folders, {"TMPDIR": self._folders.sessions})
         self._group: str | None = None
         self._ended = False
 
@@ -114,17 +116,20 @@ class _SparkJob:
         run = with_names(
             horovod.spark.run, _make_spark_thread=self._spark_thread, _launch_job=self._launch_job
         )
-        run(
-            rank.perform,
-            self._way,
-            num_proc=self._num_proc,
-            start_timeout=max(0.1, self._deadline - time.monotonic()),
-            extra_mpi_args=self._mpi_args,
-            env=self._env,
-            verbose=self._verbose,
-            use_mpi=True,
-            nics={"lo"} if cluster.is_local(self._context) else None,
-        )
+        try:
+            run(
+                rank.perform,
+                self._way,
+                num_proc=self._num_proc,
+                start_timeout=max(0.1, self._deadline - time.monotonic()),
+                extra_mpi_args=self._mpi_args,
+                env=self._env,
+                verbose=self._verbose,
+                use_mpi=True,
+                nics={"lo"} if cluster.is_local(self._context) else None,
+            )
+        finally:
+            self._folders.close()
 
     def trouble(self) -> str | None:
         """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
@@ -156,7 +161,9 @@ class _SparkJob:
 
         service, env, _stdout, _stderr, executable = rest
         nics = service.get_common_interfaces()
-        self._mpirun.run(mpi_run.mpi_run, executable or sys.executable, settings, nics, service, env)
+        flags = ONE_HOST if cluster.is_local(self._context) else None
+        args = executable or sys.executable, settings, nics, service, env
+        self._mpirun.run(mpi_run.mpi_run, *args, flags=flags)
 
     def _spark_thread(
         self,
@@ -230,9 +237,12 @@ def _by(deadline: float, start_timeout: float, context: SparkContext, check: Cal
 
     thread = InheritableThread(target=work, name="check-executors", daemon=True)
     thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
+    try:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        if not outcome:
+            context.cancelJobGroup(group)
     if not outcome:
-        context.cancelJobGroup(group)
         raise TimeoutError(
             f"waited start_timeout={start_timeout:g} s for the executors of {context.master} to answer "
             "which packages they have"

@@ -64,7 +64,7 @@ ON_SPARK = """
     os.environ.update(PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
     os.environ["SPARK_LOCAL_DIRS"] = os.environ["TMPDIR"]
     from pyspark.sql import SparkSession
-    from hvdkeras.launch import spark
+    from hvdkeras.launch import cluster, spark
 
     def work():
         from mpi4py import MPI
@@ -78,6 +78,8 @@ ON_SPARK = """
         session = session.config("spark.driver.host", "127.0.0.1").config("spark.executor.memory", "900m")
         session = session.getOrCreate()
         session.sparkContext.setLogLevel("OFF")
+        while cluster.slots(session.sparkContext) < 2:
+            time.sleep(0.5)
         try:
             spark.run(work, num_proc=2, verbose=0)
         except Exception as error:
