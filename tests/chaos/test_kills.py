@@ -90,11 +90,12 @@ ON_SPARK = """
 
 @pytest.mark.slow
 @pytest.mark.spark
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "victim", ["driver", "CoarseGrainedExecutorBackend", "pyspark.daemon", "mpirun", "orted"]
 )
 def test_nothing_of_a_launch_by_spark_is_left(boxed, victim):
-    found = boxed(ON_SPARK, victim, signal.SIGKILL, timeout=200)
+    found = boxed(ON_SPARK, victim, signal.SIGKILL, timeout=280)
     assert found["processes"] == {}
     if victim != "driver":
         assert "TrainingError: " in found["output"]
