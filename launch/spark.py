@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pyspark import SparkContext
 
 log = logging.getLogger(__name__)
+
+FOLLOW_SECONDS = 1.0
+CANCEL_SECONDS = 5.0
 
 
 def run(
@@ -109,6 +113,7 @@ class _SparkJob:
         self._mpirun = Mpirun(output, self._folders, {"TMPDIR": self._folders.sessions})
         self._group: str | None = None
         self._ended = False
+        self._trouble: str | None = None
 
     def run(self) -> None:
         import horovod.spark
@@ -129,28 +134,41 @@ class _SparkJob:
                 nics={"lo"} if cluster.is_local(self._context) else None,
             )
         finally:
+            self._ended = True
             self._folders.close()
 
     def trouble(self) -> str | None:
-        """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
-        if self._group is None or self._ended:
-            return None
-        tracker = self._context.statusTracker()
-        for job in tracker.getJobIdsForGroup(self._group):
-            for stage in getattr(tracker.getJobInfo(job), "stageIds", ()):
-                info = tracker.getStageInfo(stage)
-                if info is not None and info.numFailedTasks:
-                    return f"Spark has lost {info.numFailedTasks} tasks of the job, as with an executor"
-        return None
+        return self._trouble
 
     def end(self) -> None:
         self._ended = True
-        self._cancel()
+        # A JVM that is stopped or gone does not answer.
+        cancelling = threading.Thread(target=self._cancel, name="cancel-spark", daemon=True)
+        cancelling.start()
         self._mpirun.end()
+        cancelling.join(CANCEL_SECONDS)
 
     def _cancel(self) -> None:
         if self._group is not None:
-            self._context.cancelJobGroup(self._group)
+            with suppress(Exception):  # there is nothing to cancel when Spark is gone
+                self._context.cancelJobGroup(self._group)
+
+    def _follow(self, group: str) -> None:
+        """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
+        tracker = self._context.statusTracker()
+        while not (self._ended or self._trouble):
+            try:
+                failed = sum(
+                    info.numFailedTasks
+                    for job in tracker.getJobIdsForGroup(group)
+                    for stage in getattr(tracker.getJobInfo(job), "stageIds", ())
+                    if (info := tracker.getStageInfo(stage)) is not None
+                )
+                if failed:
+                    self._trouble = f"Spark has lost {failed} tasks of the job, as with an executor"
+            except Exception as error:
+                self._trouble = f"Spark does not answer: {type(error).__name__}: {error}"
+            time.sleep(FOLLOW_SECONDS)
 
     def _launch_job(self, use_mpi: bool, use_gloo: bool | None, settings: Any, *rest: Any) -> None:
         """Stands in for Horovod's function of this name, which asks first whether MPI was built.
@@ -199,6 +217,7 @@ class _SparkJob:
 
         thread = InheritableThread(target=work, name="run-spark", daemon=True)
         thread.start()
+        threading.Thread(target=self._follow, args=(group,), name="follow-spark", daemon=True).start()
         return thread
 
 

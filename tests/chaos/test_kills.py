@@ -1,8 +1,15 @@
 """Processes of a launch that are killed: the others end, and no file is left."""
 
+import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
+
+from hvdkeras.launch import local
 
 pytestmark = [pytest.mark.mpi, pytest.mark.chaos]
 
@@ -55,6 +62,22 @@ def test_a_stopped_mpirun_does_not_hold_an_error_back(boxed):
     found = boxed(STOPPED, "mpirun", signal.SIGSTOP)
     assert (found["processes"], found["shared"]) == ({}, [])
     assert "ValueError: while mpirun stood" in found["output"]
+
+
+@pytest.mark.slow
+def test_a_launch_beside_drivers_that_are_killed(tmp_path):
+    """What jobs of one machine shared was Open MPI's folder, which the end of one took from the other."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(TRAINING))
+    for turn in range(3):
+        ready = tmp_path / f"ready-{turn}"
+        command = [sys.executable, str(tmp_path / "script.py")]
+        other = subprocess.Popen(command, env={**os.environ, "READY": str(ready)})
+        while not ready.exists():
+            assert other.poll() is None
+            time.sleep(0.02)
+        other.terminate()
+        assert local.run(os.getppid, num_proc=2, start_timeout=60)
+        other.wait()
 
 
 ON_SPARK = """
