@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what they need.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint setup setup-gpu clean
+.PHONY: demo test chaos lint setup setup-gpu clean
 
 demo: setup
 	python examples/demo.py
@@ -9,8 +9,12 @@ demo: setup
 # The Spark tests run a second time on Spark 4, where the machine has the Java for it. The loss of an executor is
 # left out there: it takes a minute, and looks at the launcher more than at Spark.
 test: setup
-	python -m pytest
+	python -m pytest -m "not (chaos and slow)"
 	launch/with_spark.sh 4.1.4 python -m pytest tests/spark --deselect tests/spark/test_executor_loss.py
+
+# What `make test` leaves out of it are the tests that break Spark or the network, or repeat: half an hour.
+chaos: setup
+	python -m pytest -m chaos --timeout 600
 
 lint: setup
 	ruff check

@@ -14,13 +14,9 @@ from typing import Any
 import cloudpickle
 
 from hvdkeras.launch import driver, environment, rank, remains
-from hvdkeras.launch.mpirun import Mpirun
+from hvdkeras.launch.mpirun import ONE_HOST, Mpirun
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
-
-# Ranks of one host talk through its memory and open no port. mpirun opens one on all interfaces whatever it
-# is told, but tells its processes the address of this one only.
-FLAGS = ["-mca pml ob1", "-mca btl self,vader", "-mca oob_tcp_if_include lo"]
 
 
 def run(
@@ -121,7 +117,7 @@ class _LocalJob:
         command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]
         env = {**self._folders.variables(), **self._env}
         try:
-            self._mpirun.run(mpi_run.mpi_run, settings, None, env, command, flags=FLAGS)
+            self._mpirun.run(mpi_run.mpi_run, settings, None, env, command, flags=ONE_HOST)
         finally:
             self._folders.close()
 

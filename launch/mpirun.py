@@ -20,6 +20,9 @@ from hvdkeras.launch.output import Output
 
 # In the environment of mpirun and its ranks, which tells them from those of another launch.
 MARK = "HVDKERAS_LAUNCH"
+# Ranks of one host talk through its memory and open no port. mpirun opens one on all interfaces whatever it
+# is told, but tells its processes the address of this one only.
+ONE_HOST = ["-mca pml ob1", "-mca btl self,vader", "-mca oob_tcp_if_include lo"]
 KEEPER = Path(__file__).with_name("keeper.py")
 # The keeper needs 4 of them where mpirun does not answer.
 END_SECONDS = 10.0
@@ -32,11 +35,12 @@ class Mpirun:
 
     Args:
         output: where mpirun's two streams go.
-        folders: what the keeper removes in the end.
+        folders: the job's directories, which the keeper removes in the end.
+        own: variables for mpirun that its ranks do not get.
     """
 
-    def __init__(self, output: Output, folders: remains.Folders | None = None):
-        self._output, self._folders = output, folders
+    def __init__(self, output: Output, folders: remains.Folders, own: Mapping[str, str] | None = None):
+        self._output, self._folders, self._own = output, folders, own or {}
         self._lock = threading.Lock()
         self._keeper: subprocess.Popen | None = None
         self._ended = False
@@ -94,18 +98,17 @@ class Mpirun:
 
         That one decodes the output strictly, and starts a process that imports the caller's script again.
         """
-        folders = self._folders.paths if self._folders else []
         with self._lock:
             if self._ended:
                 raise RuntimeError("the job was ended before mpirun was started")
             self._keeper = keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), os.pathsep.join(folders), command],
-                env=dict(env),
+                [sys.executable, "-I", "-S", str(KEEPER), os.pathsep.join(self._folders.paths), command],
+                env={**env, **self._own},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is the driver's
-                pass_fds=[self._folders.lock] if self._folders else [],
+                pass_fds=[self._folders.lock],
             )
         readers = [
             threading.Thread(target=self._output.read, args=(stream,), name="read-mpirun", daemon=True)

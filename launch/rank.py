@@ -154,12 +154,13 @@ def perform(
         raise RuntimeError(
             "a rank is started by mpirun. Received: no OMPI_COMM_WORLD_RANK in the environment"
         )
-    if place.local_rank == 0:
-        remains.clear_away()
     _driver = driver = Driver(addresses, port, key, timeout)
     driver.send("hello", place.rank, socket.gethostname(), os.getpid())
     task = driver.receive()
     driver.follow()
+    if place.local_rank == 0:
+        # It reads what all processes have mapped: nobody has to wait for it.
+        threading.Thread(target=remains.clear_away, name="clear-away", daemon=True).start()
     sys.path.extend(path for path in map(os.path.abspath, paths) if path not in sys.path)
     try:
         # Only a process inside MPI is missed by mpirun when it exits with status 0 half-way.

@@ -62,6 +62,9 @@ class Folders:
 def clear_away() -> None:
     """Removes what jobs of this user have left on this machine: files that no process uses any more."""
     now = time.time()
+    # The last job of a user removes Open MPI's folder on a host, which makes one that starts then fail.
+    sessions = f"ompi.{socket.gethostname()}.{os.getuid()}"
+    Path(tempfile.gettempdir(), sessions, "keep").mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (Path(tempfile.gettempdir()), SHARED_MEMORY):
         for path in _owned(folder, f"{PREFIX}*", now):
             if not _locked(path):

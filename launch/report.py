@@ -16,10 +16,9 @@ from multiprocessing import AuthenticationError
 from typing import Any
 
 import cloudpickle
-import psutil
 
 from hvdkeras.launch.failure import TrainingError, bounded
-from hvdkeras.launch.wire import Wire
+from hvdkeras.launch.wire import Wire, addresses
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class Reports:
             ("0.0.0.0" if driver_host else "127.0.0.1", 0), backlog=size + 8
         )
         self.port = self._listener.getsockname()[1]
-        self.addresses = _addresses(driver_host) if driver_host else ["127.0.0.1"]
+        self.addresses = addresses(driver_host) if driver_host else ["127.0.0.1"]
         threading.Thread(target=self._accept, name="reports", daemon=True).start()
         if on_message is not None:
             threading.Thread(target=self._hand_on, name="reports-messages", daemon=True).start()
@@ -291,14 +290,3 @@ class Reports:
             host=host,
             remote_traceback=bounded(traceback.format_exc()),
         )
-
-
-def _addresses(driver_host: str) -> list[str]:
-    """Lists where other machines may reach this one, and at last where this machine reaches itself."""
-    found = [
-        entry.address
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
-    ]
-    return list(dict.fromkeys([driver_host, *found, "127.0.0.1"]))

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, rank
-from hvdkeras.launch.mpirun import Mpirun, with_names
+from hvdkeras.launch import agent, cluster, driver, rank, remains
+from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pyspark import SparkContext
 
 log = logging.getLogger(__name__)
+
+FOLLOW_SECONDS = 1.0
+CANCEL_SECONDS = 5.0
 
 
 def run(
@@ -103,10 +107,13 @@ class _SparkJob:
         paths = _module_paths(context)
         self._way = (reports.addresses, reports.port, reports.key, timeout, paths)
         self._env = env
+        self._folders = remains.Folders()
         self._mpi_args = f"{keepalive(timeout)} {mpi_args or ''}"
-        self._mpirun = Mpirun(output)
+        # A parameter for it would reach other hosts; this reaches only mpirun.
+        self._mpirun = Mpirun(output, self._folders, {"TMPDIR": self._folders.sessions})
         self._group: str | None = None
         self._ended = False
+        self._trouble: str | None = None
 
     def run(self) -> None:
         import horovod.spark
@@ -114,38 +121,54 @@ class _SparkJob:
         run = with_names(
             horovod.spark.run, _make_spark_thread=self._spark_thread, _launch_job=self._launch_job
         )
-        run(
-            rank.perform,
-            self._way,
-            num_proc=self._num_proc,
-            start_timeout=max(0.1, self._deadline - time.monotonic()),
-            extra_mpi_args=self._mpi_args,
-            env=self._env,
-            verbose=self._verbose,
-            use_mpi=True,
-            nics={"lo"} if cluster.is_local(self._context) else None,
-        )
+        try:
+            run(
+                rank.perform,
+                self._way,
+                num_proc=self._num_proc,
+                start_timeout=max(0.1, self._deadline - time.monotonic()),
+                extra_mpi_args=self._mpi_args,
+                env=self._env,
+                verbose=self._verbose,
+                use_mpi=True,
+                nics={"lo"} if cluster.is_local(self._context) else None,
+            )
+        finally:
+            self._ended = True
+            self._folders.close()
 
     def trouble(self) -> str | None:
-        """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
-        if self._group is None or self._ended:
-            return None
-        tracker = self._context.statusTracker()
-        for job in tracker.getJobIdsForGroup(self._group):
-            for stage in getattr(tracker.getJobInfo(job), "stageIds", ()):
-                info = tracker.getStageInfo(stage)
-                if info is not None and info.numFailedTasks:
-                    return f"Spark has lost {info.numFailedTasks} tasks of the job, as with an executor"
-        return None
+        return self._trouble
 
     def end(self) -> None:
         self._ended = True
-        self._cancel()
+        # A JVM that is stopped or gone does not answer.
+        cancelling = threading.Thread(target=self._cancel, name="cancel-spark", daemon=True)
+        cancelling.start()
         self._mpirun.end()
+        cancelling.join(CANCEL_SECONDS)
 
     def _cancel(self) -> None:
         if self._group is not None:
-            self._context.cancelJobGroup(self._group)
+            with suppress(Exception):  # there is nothing to cancel when Spark is gone
+                self._context.cancelJobGroup(self._group)
+
+    def _follow(self, group: str) -> None:
+        """Asks Spark whether tasks of the job have failed: a lost executor fails its own."""
+        tracker = self._context.statusTracker()
+        while not (self._ended or self._trouble):
+            try:
+                failed = sum(
+                    info.numFailedTasks
+                    for job in tracker.getJobIdsForGroup(group)
+                    for stage in getattr(tracker.getJobInfo(job), "stageIds", ())
+                    if (info := tracker.getStageInfo(stage)) is not None
+                )
+                if failed:
+                    self._trouble = f"Spark has lost {failed} tasks of the job, as with an executor"
+            except Exception as error:
+                self._trouble = f"Spark does not answer: {type(error).__name__}: {error}"
+            time.sleep(FOLLOW_SECONDS)
 
     def _launch_job(self, use_mpi: bool, use_gloo: bool | None, settings: Any, *rest: Any) -> None:
         """Stands in for Horovod's function of this name, which asks first whether MPI was built.
@@ -156,15 +179,10 @@ class _SparkJob:
 
         service, env, _stdout, _stderr, executable = rest
         nics = service.get_common_interfaces()
-        self._mpirun.run(
-            mpi_run.mpi_run,
-            executable or sys.executable,
-            settings,
-            nics,
-            service,
-            env,
-            wrap=partial(agent.executors_python, python=self._context.pythonExec),
-        )
+        flags = ONE_HOST if cluster.is_local(self._context) else None
+        args = executable or sys.executable, settings, nics, service, env
+        wrap = partial(agent.executors_python, python=self._context.pythonExec)
+        self._mpirun.run(mpi_run.mpi_run, *args, flags=flags, wrap=wrap)
 
     def _spark_thread(
         self,
@@ -200,13 +218,17 @@ class _SparkJob:
 
         thread = InheritableThread(target=work, name="run-spark", daemon=True)
         thread.start()
+        threading.Thread(target=self._follow, args=(group,), name="follow-spark", daemon=True).start()
         return thread
 
 
 def keepalive(timeout: float) -> str:
-    """Lets mpirun and its daemons find out within `timeout` seconds that the other's host is gone."""
+    """Lets mpirun and its daemons find out that the other's host is gone.
+
+    That takes them longer than the supervisor's `timeout`, which can say which ranks are lost.
+    """
     probes = 4
-    idle, interval = max(1, int(timeout / 2)), max(1, int(timeout / 2 / probes))
+    idle, interval = max(1, int(timeout)), max(1, int(timeout / 2 / probes))
     return (
         f"-mca oob_tcp_keepalive_time {idle} -mca oob_tcp_keepalive_intvl {interval} "
         f"-mca oob_tcp_keepalive_probes {probes}"
@@ -235,9 +257,12 @@ def _by(deadline: float, start_timeout: float, context: SparkContext, check: Cal
 
     thread = InheritableThread(target=work, name="check-executors", daemon=True)
     thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
+    try:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        if not outcome:
+            context.cancelJobGroup(group)
     if not outcome:
-        context.cancelJobGroup(group)
         raise TimeoutError(
             f"waited start_timeout={start_timeout:g} s for the executors of {context.master} to answer "
             "which packages they have"

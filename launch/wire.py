@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from multiprocessing.connection import answer_challenge, deliver_challenge
 
+import psutil
+
 HEADER = struct.Struct("!Q")
 PIECE_BYTES = 1 << 20
 LONG_BYTES = 1 << 16
@@ -95,3 +97,14 @@ class Wire:
             if length > LONG_BYTES:
                 self.bulk += count
         return received
+
+
+def addresses(driver_host: str) -> list[str]:
+    """Lists where other machines may reach this one, and at last where this machine reaches itself."""
+    found = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    ]
+    return list(dict.fromkeys([driver_host, *found, "127.0.0.1"]))
