@@ -97,8 +97,8 @@ def test_the_learning_rate_warms_up_to_its_full_size():
 
 ELASTIC = {"rho": 2.5, "learning_rate": 0.1}  # alpha = 0.25
 
-# By algorithm: its arguments, what the center starts with, and exchanges in their order. Each has a worker, the
-# weight that the worker has after its window of 4 batches, its weight after the exchange, and the center then.
+# By algorithm: its arguments, what the center starts with, and exchanges in their order: a worker, its weight
+# after a window of 4 batches, its weight after the exchange, and the center then.
 EXCHANGES = {
     "AveragingTrainer": ({}, 1, [("a", 5, 5, 5), ("a", 7, 7, 7)]),
     # Gradient 2: velocity 2, step 0.5 * (2 + 0.5 * 2). Again 2: velocity 3, step 0.5 * (2 + 0.5 * 3).
