@@ -21,7 +21,7 @@ def check(path: str) -> None:
         write(path, [])
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
-            "timeline must be a path that can be written to, or such a URL that fsspec knows. "
+            "timeline must be a path, or a URL that fsspec knows, that can be written to. "
             f"Received: {path!r} ({error})"
         ) from error
 
