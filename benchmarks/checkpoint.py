@@ -4,11 +4,12 @@
     python benchmarks/checkpoint.py --parameters 50 --folder /mnt/shared
 
 Two ranks on this machine with one TensorFlow thread each, Adam, a network of dense layers with 10 million
-parameters, a look at the center after each epoch. Trainings with and without checkpoints take turns. In both
-a rank's seconds in `Watch` (reports, looks, saving, waiting for the decision) are added up and divided by the
-looks; the difference is the checkpoint. The table has the medians over the repetitions, of the rank that
-loses most, and the part of a minute that it is. Below stand the medians of the parts: what each rank writes
-of itself, and what rank 0 writes of the center while, in a synchronous training, the others wait.
+parameters, an evaluation of the center after each epoch. Trainings with and without checkpoints take turns.
+In both, a rank's seconds in `Attendance` (reports, evaluations, saving, waiting for the decision) are added
+up and divided by the number of evaluations; the difference is the cost of a checkpoint. The table has the
+medians over the repetitions, of the rank that loses most, and which part of a minute they are. Below are the
+medians of the parts: what each rank writes of its own state, and what rank 0 writes of the center while, in a
+synchronous training, the others wait.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from hvdkeras.launch import local
 
 AIM = 0.02
 ALGORITHMS = ("EASGD", "AsynchronousEASGD")
-PARTS = ("Standing.save", "Writer.complete")
+PARTS = ("RankState.write", "CheckpointWriter.complete")
 CLASSES, INPUTS = 10, 64
 
 
 def timed(owner: type, name: str, times: dict[str, list[float]]) -> None:
-    """Has a method add the seconds of each call to `times`."""
+    """Replaces a method by one that adds the seconds of each call to `times`."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
@@ -58,7 +59,7 @@ def network(parameters: int):
 
 
 def train(algorithm: str, parameters: int, epochs: int, checkpoint: str | None) -> tuple[int, int]:
-    """Returns the model's parameters, and how often the center was looked at."""
+    """Returns the model's parameters, and the number of evaluations of the center."""
     import keras
 
     import hvdkeras
@@ -72,7 +73,7 @@ def train(algorithm: str, parameters: int, epochs: int, checkpoint: str | None) 
         worker_optimizer=keras.optimizers.Adam(1e-4),
         num_epoch=epochs,
         communication_window=5,
-        callbacks=[keras.callbacks.Callback()],  # so that there are looks without checkpoints, too
+        callbacks=[keras.callbacks.Callback()],  # so that there are evaluations without checkpoints, too
         checkpoint=checkpoint,
         threads=1,
         verbose=0,
@@ -83,24 +84,26 @@ def train(algorithm: str, parameters: int, epochs: int, checkpoint: str | None) 
 
 def measure(algorithm: str, options: argparse.Namespace, folder: str) -> dict[str, list]:
     """What a rank measures, by name: a list for each repetition, or each call."""
-    from hvdkeras.checkpoint.folder import Writer
-    from hvdkeras.checkpoint.rank_state import Standing
-    from hvdkeras.coordination.participant import Watch
+    from hvdkeras.checkpoint.rank_state import RankState
+    from hvdkeras.checkpoint.writer import CheckpointWriter
+    from hvdkeras.coordination.attendance import Attendance
 
     times: dict[str, list[float]] = defaultdict(list)
     callbacks = ("on_train_batch_end", "on_epoch_end", "finish")
-    for owner, name in [*((Watch, name) for name in callbacks), (Standing, "save"), (Writer, "complete")]:
-        timed(owner, name, times)
+    for name in callbacks:
+        timed(Attendance, name, times)
+    timed(RankState, "write", times)
+    timed(CheckpointWriter, "complete", times)
     found: dict[str, list] = defaultdict(list)
     for repetition in range(options.repetitions):
         for checkpoint in (None, f"{folder}/{algorithm}-{repetition}"):
             for name in callbacks:
-                times[f"Watch.{name}"].clear()
-            found["parameters"], looks = train(
+                times[f"Attendance.{name}"].clear()
+            found["parameters"], evaluations = train(
                 algorithm, options.parameters * 10**6, options.epochs, checkpoint
             )
-            seconds = sum(sum(times[f"Watch.{name}"]) for name in callbacks)
-            found["with" if checkpoint else "without"].append(seconds / looks)
+            seconds = sum(sum(times[f"Attendance.{name}"]) for name in callbacks)
+            found["with" if checkpoint else "without"].append(seconds / evaluations)
     found["bytes"] = sum(file.stat().st_size for file in newest(checkpoint).iterdir())
     return {**found, **{part: times[part] for part in PARTS}}
 
@@ -135,7 +138,7 @@ def main() -> None:
     for name, ranks in found.items():
         for part in PARTS:
             of_ranks = [statistics.median(rank[part]) for rank in ranks if rank[part]]
-            print(f"  {name:18}{part:16}", *(f"{seconds:6.2f}" for seconds in of_ranks))
+            print(f"  {name:18}{part:28}", *(f"{seconds:6.2f}" for seconds in of_ranks))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from multiprocessing import get_context
 import numpy as np
 
 import hvdkeras
+from hvdkeras.launch import environment
 
 WINDOW, BATCH_SIZE = 16, 128
 LOSS = "sparse_categorical_crossentropy"
@@ -100,17 +101,12 @@ def speeds(trainer: type, processes: int, rows: int, epochs: int) -> list[float]
 
 
 class WithASlowWorker(hvdkeras.AsynchronousEASGD):
-    """Rank 1 waits for each of its batches."""
+    """Rank 1 sleeps for each of its batches."""
 
-    def prepare(self, model, rows, comm) -> None:
-        if comm.rank == 1:
-            block = rows.block
-            rows.block = lambda epoch, step: self.late(*block(epoch, step))
-
-    @staticmethod
-    def late(columns, sizes):
-        time.sleep(0.005 * len(sizes))
-        return columns, sizes
+    def exchange(self, local, center, state, steps):
+        if environment.job().rank == 1:
+            time.sleep(0.005 * steps)
+        return super().exchange(local, center, state, steps)
 
 
 def compare_slow_worker(rows: int, epochs: int, repetitions: int) -> None:

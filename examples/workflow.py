@@ -11,9 +11,7 @@ from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.sql import SparkSession
 from sklearn.datasets import load_breast_cancer
 
-from hvdkeras import EASGD
-from hvdkeras.evaluators import AccuracyEvaluator
-from hvdkeras.transformers import LabelIndexTransformer, StandardTransformer
+from hvdkeras import EASGD, AccuracyEvaluator, LabelIndexTransformer, StandardTransformer
 
 folder = tempfile.mkdtemp()
 cancer = load_breast_cancer(as_frame=True)

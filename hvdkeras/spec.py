@@ -74,7 +74,7 @@ class CheckpointSpec:
         url: a folder or URL that the driver and all ranks see.
         minutes: minutes between two checkpoints; None: one with each evaluation of the center.
         kept: how many complete checkpoints remain.
-        resume: whether to continue from the newest one.
+        resume: whether to resume from the newest intact one.
     """
 
     url: str
@@ -125,8 +125,8 @@ class TrainingSpec:
     timeout: float
 
     @property
-    def is_watched(self) -> bool:
-        """Whether the center is evaluated or saved, or callbacks run, while the ranks train."""
+    def has_rounds(self) -> bool:
+        """Whether ranks take part in rounds: the center is evaluated or saved, or callbacks run."""
         oversight = self.oversight
         return bool(
             self.data.is_evaluated

@@ -33,10 +33,10 @@ def _works(process):
     return False
 
 
-def wait_until_gone(look, seconds=10):
-    """Waits until `look()` finds no process, and returns what it found last."""
+def wait_until_gone(find, seconds=10):
+    """Waits until `find()` finds no process, and returns what it found last."""
     deadline = time.monotonic() + seconds
-    while (left := look()) and time.monotonic() < deadline:
+    while (left := find()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [process.as_dict(["pid", "cmdline"]) for process in left]
 

@@ -1,1 +1,1 @@
-"""The Keras callbacks of a rank, one a file; `Position` runs first, because the others read it."""
+"""The Keras callbacks of a rank, one a file; `Position` runs before all that read it."""

@@ -30,7 +30,7 @@ class Distance(keras.callbacks.Callback):
         self._history, self._center, self._weights, self._position = history, center, weights, position
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._distance = math.nan  # that of an epoch which is cut short
+        self._distance = math.nan  # recorded where the epoch ends before its last window
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self._position.epoch_ends:

@@ -13,12 +13,12 @@ from hvdkeras.history.records import RankHistory
 
 logger = logging.getLogger("hvdkeras")
 
-# Of one rank; at a megabyte for ten thousand they stay small beside the weights, on the way to the driver.
+# Of one rank. Ten thousand events are about a megabyte, little beside the weights that go to the driver.
 MOST_EVENTS = 20_000
 
 
 class Events(keras.callbacks.Callback):
-    """Notes what the rank does in every window, for the timeline.
+    """Records what the rank does in every window, for the timeline.
 
     The center measures how long a rank waits and communicates in a window, not in which order: the events
     follow the computation, the waiting first.
@@ -31,7 +31,7 @@ class Events(keras.callbacks.Callback):
     def __init__(self, history: RankHistory, center: Any) -> None:
         super().__init__()
         self._history, self._center = history, center
-        # Durations need a clock that is never set, starts the one that hosts share.
+        # Durations are measured by a clock that is never adjusted; starts must be comparable between hosts.
         self._offset = time.time() - time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

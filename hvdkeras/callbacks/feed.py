@@ -14,16 +14,17 @@ from hvdkeras.models.schema import structures
 
 
 class Feed(keras.callbacks.Callback):
-    """Batches of a rank's rows, in the order of the epoch that Keras is in.
+    """Batches of a rank's rows, in the order of the epoch under way.
 
-    It is a callback, too, because Keras reads its dataset anew each epoch without saying which one it is.
+    It is a callback, too: Keras iterates over its dataset anew in each epoch, but gives the number of the
+    epoch to callbacks only.
 
     Args:
         rows: the rank's rows; their columns are the model's inputs, its outputs and sample weights: none,
             one for all outputs, or one for each.
         model: the Keras model, whose nesting of inputs and outputs the batches get.
         first_epoch: the epoch in which the training starts or resumes.
-        first_step: the batch of that epoch with which it does. Keras numbers an epoch's batches from 0
+        first_step: the batch of that epoch from which it does. Keras numbers an epoch's batches from 0
             nevertheless.
 
     Raises:
@@ -61,7 +62,7 @@ class Feed(keras.callbacks.Callback):
         After an epoch that began in its middle Keras warns "Your input ran out of data" and continues with
         the next one.
         """
-        # All comes from one Python function: more threads and their tuning only take time from training.
+        # One Python function makes all batches: more threads, and their tuning, would only slow the training.
         options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = 1

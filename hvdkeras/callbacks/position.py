@@ -10,7 +10,7 @@ from hvdkeras.data.rows import Rows
 
 
 class Position(keras.callbacks.Callback):
-    """Counts epochs, batches and windows. It is the first callback, because the others read it.
+    """Counts epochs, batches and windows. It runs before the callbacks that read it.
 
     Keras runs `steps_per_execution = communication_window` batches in one call and fires `on_train_batch_end`
     at its end, also when an epoch's rows end before the window does.

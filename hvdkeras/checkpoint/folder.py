@@ -1,4 +1,4 @@
-"""Checkpoints: numbered folders of open formats. One counts if it is complete and intact.
+"""Checkpoints: numbered folders of open formats. A checkpoint counts if it is complete and intact.
 
 00000007/model.keras       the center as a Keras model
          center.npz        the center and its slots, and the averaged variables
@@ -31,7 +31,7 @@ _READ_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of a checkpoint, as its writer knows it: name, size in bytes, CRC-32."""
+    """A file as it was written into a checkpoint: its name, its size in bytes, its CRC-32."""
 
     name: str
     size: int
@@ -107,7 +107,7 @@ class CheckpointFolder:
         self._system.create_dir(f"{self._path}/{number:08d}", recursive=True)
 
     def delete(self, number: int) -> None:
-        # First what makes the checkpoint count.
+        # The manifest first: without it the folder does not count.
         if self.is_complete(number):
             self._system.delete_file(self._file(number, MANIFEST))
         self._system.delete_dir(f"{self._path}/{number:08d}")
@@ -213,7 +213,7 @@ class CheckpointFolder:
             raise OSError(f"the checkpoint file {path} can't be written: {error}") from error
 
     def _sync(self, path: str) -> None:
-        """Has the operating system put a local file or folder on the disk; a store does so by itself."""
+        """Flushes a local file or folder to the disk; other filesystems do so by themselves."""
         if local_path(self.url) is None:
             return
         descriptor = os.open(path, os.O_RDONLY)
@@ -234,7 +234,7 @@ class LaterVersionError(ValueError):
 
 
 class _ChecksummedStream(io.RawIOBase):
-    """Counts and sums up what is written to a stream."""
+    """Writes to a stream, counts the bytes and computes their CRC-32."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()

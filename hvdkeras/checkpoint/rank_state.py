@@ -89,11 +89,11 @@ class RankState:
 
 
 def blended(states: Sequence[RankState], own: RankState, rows: int) -> RankState:
-    """Returns the state from which one of another number of ranks resumes.
+    """Returns the state of a rank that resumes with another number of ranks.
 
     Float variables get the mean of the ranks' values, the optimizer's counters the largest; other integers,
-    such as the states of random layers, stay this rank's own. The epoch that the last rank was in begins
-    anew, and so does the rule.
+    such as the states of random layers, stay this rank's own. The epoch of the slowest rank begins anew,
+    and so does the rule's state.
 
     Args:
         states: of all ranks that wrote the checkpoint.

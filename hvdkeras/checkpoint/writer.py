@@ -15,7 +15,7 @@ class CheckpointWriter:
     """Writes rank 0's part of checkpoints, and deletes old ones.
 
     Args:
-        folder: where to.
+        folder: where the checkpoints are written.
         kept: how many complete checkpoints remain.
         facts: what a training must share with the one that it resumes, such as the number of rows.
     """

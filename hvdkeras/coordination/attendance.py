@@ -28,7 +28,7 @@ class Attendance(keras.callbacks.Callback):
 
     Attributes:
         waits: as the argument.
-        stopped: whether it has been decided that no rank trains any further.
+        stopped: whether the training of all ranks has been stopped.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ logger = logging.getLogger("hvdkeras")
 
 
 def reached(metrics: Mapping[str, float], targets: Mapping[str, float]) -> str | None:
-    """Returns the first target that is reached: losses and errors from above, other metrics from below."""
+    """Returns the first target that is reached: losses and errors fall to it, other metrics rise to it."""
     for name, target in targets.items():
         falls = "loss" in name or "error" in name
         if metrics[name] <= target if falls else metrics[name] >= target:
@@ -41,7 +41,7 @@ class CenterCallbacks:
         resumed: the manifest of the checkpoint from which the training resumes; empty at a new one.
 
     Attributes:
-        evaluations: what was evaluated, in order.
+        evaluations: all so far, in their order.
     """
 
     def __init__(

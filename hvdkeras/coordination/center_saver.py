@@ -19,7 +19,7 @@ class CenterSaver:
     Args:
         writer: writes files.
         center: the center as a model.
-        contents: returns the center as the rule sees it.
+        contents: returns the center and its slots.
     """
 
     def __init__(

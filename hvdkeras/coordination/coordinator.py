@@ -23,7 +23,7 @@ class Coordinator:
         weights: returns the center that ranks evaluate, shape `(n,)`, or None where every rank has it.
         saver: saves the center in checkpoints; None without checkpoints.
         saves_evaluations: whether each evaluation is saved in a checkpoint.
-        is_due: returns whether to open a round that only saves; asked between rounds.
+        is_due: returns whether to open a round that only saves; called between rounds.
         resumed: the manifest of the checkpoint from which the training resumes; empty at a new one.
     """
 
@@ -78,7 +78,7 @@ class Coordinator:
 
     def _next_round(self) -> Round | None:
         if self._has_ended():
-            # The last round made the evaluations that were still due, and nobody would answer another round.
+            # The last round made the evaluations that were still due, and no rank would answer another round.
             return None
         if self._have_all_arrived(Occasion.END):
             return self._open(Occasion.END, not (self._is_evaluated or self._stopped), not self._is_saved)

@@ -39,7 +39,7 @@ class CenterModel:
         return vector.flat(model.trainable_variables), vector.flat(vector.averaged_variables(model))
 
     def metric_names(self) -> list[str]:
-        """Returns the metrics' names; evaluates one batch, because Keras makes their variables with it."""
+        """Returns the metrics' names; evaluates one batch, in which Keras makes the metrics' variables."""
         if self._feed is None:
             return []
         self._feed.begin(0)

@@ -17,11 +17,11 @@ class Occasion(Enum):
     BEGIN = "begin"
     """Its training begins."""
     EVALUATE = "evaluate"
-    """It is where the center is to be evaluated."""
+    """It has reached a point where the center is to be evaluated."""
     SAVE = "save"
-    """It is where a checkpoint is due that is no evaluation."""
+    """It has reached a point where a checkpoint is due, without an evaluation."""
     STOP = "stop"
-    """One of its callbacks wants the training to stop."""
+    """One of its callbacks has asked for the training to stop."""
     END = "end"
     """Its own training is over."""
 
@@ -83,7 +83,7 @@ class Decision:
     Attributes:
         stop: whether the training ends now.
         is_last: whether no round will follow.
-        learning_rate: what a callback of the center set it to; None where it follows a schedule.
+        learning_rate: that of the center's optimizer, which callbacks set; None where it follows a schedule.
         metrics: the center's, such as `val_loss`.
     """
 

@@ -49,8 +49,8 @@ def check_request(configuration: Configuration, validation_data: Any, resume: bo
         raise ValueError("stop_at needs validation_split or validation_data. Received: neither")
     if configuration.max_restarts and environment.job():
         raise ValueError(
-            "max_restarts must be 0 in a script that runs under mpirun or horovodrun: who started it "
-            f"restarts it, with resume=True. Received: {configuration.max_restarts}"
+            "max_restarts must be 0 in a script that runs under mpirun or horovodrun: start it again with "
+            f"resume=True. Received: {configuration.max_restarts}"
         )
     if configuration.checkpoint is None and resume:
         raise ValueError("resume needs checkpoint. Received: checkpoint=None")
@@ -116,9 +116,9 @@ def check_checkpoints(url: str, algorithm: str, resume: bool) -> None:
 def check_window(algorithm: Algorithm, steps: int) -> None:
     """Warns where the communication window is longer than an epoch of `steps` batches."""
     job = environment.job()
-    is_said_here = job is None or job.rank == 0
+    warns_here = job is None or job.rank == 0
     window = algorithm.communication_window or 0
-    if algorithm.mode is not Mode.INDEPENDENT and is_said_here and window > steps:
+    if algorithm.mode is not Mode.INDEPENDENT and warns_here and window > steps:
         logger.warning(
             "communication_window should be at most the %d batches of an epoch: a window ends with its "
             "epoch. Received: %d",

@@ -113,17 +113,19 @@ class Configuration(Declared):
             metrics, too.
         center_callbacks: Keras callbacks that run once, at rank 0, with the center as their model: after each
             evaluation of the center Keras calls their `on_epoch_end`, with the center's metrics and the mean
-            of the ranks' logs. What they set `model.optimizer.learning_rate` and `model.stop_training` to
-            holds for all ranks, and the weights that they leave in the model are the result.
+            of the ranks' logs. The `model.optimizer.learning_rate` and `model.stop_training` that they set
+            apply to all ranks. The weights that they leave in the model are the result.
         center_window: communication windows between two evaluations of the center. Default: one an epoch.
         stop_at: metrics of the center with values, such as `{"val_accuracy": 0.95}`: the training ends as
-            soon as an evaluation reaches one. Names with "loss" or "error" in them are reached from above.
+            soon as an evaluation reaches one. Metrics with "loss" or "error" in their names must fall to the
+            value, others rise to it.
         checkpoint: a folder or URL that the driver and all ranks see, where the training is saved so that
-            `train(..., resume=True)` can go on with it. Default: nothing is saved.
+            `train(..., resume=True)` can resume it. Default: nothing is saved.
         checkpoint_minutes: minutes between two checkpoints. Default: one with each evaluation of the center.
         checkpoints_kept: how many checkpoints remain; older ones are deleted. The default, 3, leaves two
             where the newest holds a model that has diverged.
-        max_restarts: how often a training that lost a rank resumes by itself from its last checkpoint.
+        max_restarts: how often a training that lost a rank resumes by itself from its newest intact
+            checkpoint.
         tensorboard: a folder for TensorBoard's logs of the center and of each rank.
         store: a folder or URL (anything that fsspec opens) that the driver and all ranks see. The data is
             laid out for the ranks in a new folder in it, which is removed after the training. Default: a
@@ -131,10 +133,11 @@ class Configuration(Declared):
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
-        timeout: seconds that a rank waits for another before it gives up with an error that says so.
+        timeout: seconds that a rank waits for another before it raises an error that names what it waited
+            for; also the seconds without a sign of life of a rank after which the job is ended.
         verbose: 0 is silent; 1 shows the progress on stderr, as a bar in terminals and notebooks, elsewhere
-            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and what mpirun
-            says.
+            as a line an epoch and a minute; 2 also prints a line an epoch from each rank and
+            mpirun's output.
         timeline: a path or URL (anything that fsspec opens) on the driver's side, where a timeline of what
             each rank did is written after the training, for chrome://tracing and https://ui.perfetto.dev.
             Default: none. A rank keeps its first 20,000 events, two or three for each window.

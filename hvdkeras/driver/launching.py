@@ -1,4 +1,4 @@
-"""The launch of the ranks, repeated from the last checkpoint where one is lost."""
+"""The launch of the ranks, repeated from the newest intact checkpoint where a rank is lost."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def launch(
         on_spark: whether the ranks run on Spark executors; otherwise on this machine.
 
     Returns:
-        The results by rank, and for each restart the reason, a line each.
+        The results by rank, and the reason of each restart, a line each.
 
     Raises:
-        TrainingError: a rank failed, more often than `max_restarts`, or by an exception.
+        TrainingError: a rank raised an exception, or ranks were lost more often than `max_restarts` allows.
     """
     job = environment.job()
     members = spec.ensemble.members if spec.ensemble else spec.num_workers

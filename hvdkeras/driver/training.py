@@ -33,7 +33,7 @@ class Request:
         data: what to train on.
         shuffle: whether each epoch deals all rows out anew.
         validation_data: more data, to evaluate the center on; None without.
-        resume: whether to continue from the newest checkpoint.
+        resume: whether to resume from the newest intact checkpoint.
     """
 
     data: Any
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         models: the trained models, compiled: one, or an ensemble's members.

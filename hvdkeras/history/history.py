@@ -142,7 +142,7 @@ class History:
     def plot(self, path: str | None = None) -> Figure:
         """Draws the training: metrics, what else changed from epoch to epoch, and where the time went.
 
-        Each rank has a color. The center's `val_loss` stands, dashed, in the panel of `loss`, and so on.
+        Each rank has a color. The center's `val_loss` is a dashed line in the panel of `loss`, and so on.
 
         Args:
             path: file to write the picture to; its ending chooses the format. Default: none is written.
@@ -155,7 +155,7 @@ class History:
     def timeline(self, path: str) -> None:
         """Writes the ranks' events for chrome://tracing and https://ui.perfetto.dev.
 
-        Times count from the first event. Hosts are compared by their clocks.
+        Times count from the first event, by the clocks of the hosts.
 
         Args:
             path: a path, or a URL that pyarrow or fsspec opens.

@@ -54,7 +54,7 @@ def draw(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> Figure:
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, 0.9), max(high, 2.1))  # whole numbers in sight also for a single epoch
         axes.grid(alpha=0.3)
-    # It has the rest of the last row, so that no place stays empty.
+    # This panel fills the rest of the last row.
     _draw_seconds(figure.add_subplot(grid[-1, panels % columns :]), ranks)
     _add_legend(figure, ranks, center, colors)
     return figure
@@ -68,7 +68,7 @@ def _metrics(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> list
 
 
 def _varying(ranks: Sequence[RankHistory]) -> list[str]:
-    """Measures with more than one value: a constant says nothing in a picture."""
+    """Measures with more than one value: a constant needs no picture."""
     return [name for name in MEASURED if len({value for rank in ranks for value in getattr(rank, name)}) > 1]
 
 

@@ -70,7 +70,7 @@ def shown(
 class Progress:
     """Receives the ranks' messages, on any thread, and shows the progress of all.
 
-    After an error of the display nothing more is shown, with a warning: it must not end a training.
+    An error of the display ends the display, with a warning, and not the training.
 
     Args:
         members: models that send an `Advance`.
@@ -232,32 +232,32 @@ class Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._said, self._rows = time.monotonic(), 0
+        self._written, self._rows = time.monotonic(), 0
         self._evaluation: Evaluation | None = None
 
     def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
         if totals.rows == totals.resumed:
-            self._said, self._rows = time.monotonic(), totals.rows
+            self._written, self._rows = time.monotonic(), totals.rows
         for epoch, metrics in ended.items():
-            self._say(totals, f"epoch {epoch}/{totals.num_epoch}", metrics)
+            self._write_state(totals, f"epoch {epoch}/{totals.num_epoch}", metrics)
 
     def tick(self, totals: Totals) -> None:
-        if time.monotonic() - self._said >= QUIET_SECONDS:
+        if time.monotonic() - self._written >= QUIET_SECONDS:
             done = totals.rows / max(1, totals.all_rows)
-            self._say(totals, f"{totals.state}, {done:.0%} of all", totals.metrics)
+            self._write_state(totals, f"{totals.state}, {done:.0%} of all", totals.metrics)
 
     def close(self, totals: Totals) -> None:
         if totals.evaluation is not self._evaluation:
             # The last evaluation follows the last epoch's line.
             self._write("validation", totals.text({}))
 
-    def _say(self, totals: Totals, state: str, metrics: dict[str, float]) -> None:
+    def _write_state(self, totals: Totals, state: str, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        speed = (totals.rows - self._rows) / (now - self._said)
+        speed = (totals.rows - self._rows) / (now - self._written)
         left = (totals.all_rows - totals.rows) / speed if speed > 0 else 0
         remaining = f"{tqdm.format_interval(left)} left" if left > 0 else ""
         self._write(state, totals.text(metrics), f"{speed:.0f} samples/s", remaining)
-        self._said, self._rows, self._evaluation = now, totals.rows, totals.evaluation
+        self._written, self._rows, self._evaluation = now, totals.rows, totals.evaluation
 
     def _write(self, *parts: str) -> None:
         self._stream.write("  ".join(part for part in parts if part) + "\n")

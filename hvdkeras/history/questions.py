@@ -43,7 +43,7 @@ class HistoryQuestions:
         """Returns the seconds that `train` took, the launch included."""
         return self._recorded("get_training_time").training_time
 
-    def _recorded(self, question: str) -> History:
+    def _recorded(self, method: str) -> History:
         if self.history is None:
-            raise RuntimeError(f"train must be called before {question}")
+            raise RuntimeError(f"train must be called before {method}")
         return self.history

@@ -22,7 +22,7 @@ def check(path: str) -> None:
         write(path, [])
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
-            "timeline must be a path that can be written to, or a URL that pyarrow or fsspec opens. "
+            "timeline must be a path, or a URL that pyarrow or fsspec opens, that can be written to. "
             f"Received: {path!r} ({error})"
         ) from error
 

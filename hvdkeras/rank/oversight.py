@@ -1,4 +1,4 @@
-"""A rank's part in all that is neither Keras's training nor the rule: evaluations, callbacks, checkpoints."""
+"""What a rank does beside Keras's training and the rule: evaluations, callbacks, checkpoints."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Save = Callable[[int], Sequence[WrittenFile]]
 
 
 class Oversight:
-    """Puts a rank's part in the rounds together. Making and ending it is collective.
+    """Assembles a rank's part in the rounds. All ranks call `callbacks` and `finish`.
 
     Args:
         spec: the training.
         place: this rank.
         replica: the model that trains here.
         center: the center as a model.
-        contents: returns the center as the rule sees it.
+        contents: returns the center and its slots.
 
     Attributes:
         evaluations: the evaluations of the center; empty except at rank 0.
@@ -165,7 +165,7 @@ class Oversight:
 
 
 class Clock:
-    """Says every so many seconds that something is due."""
+    """Makes something due in intervals of so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._last = seconds, time.monotonic()

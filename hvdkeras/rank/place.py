@@ -15,7 +15,7 @@ class Place:
 
     Attributes:
         comm: the ranks that train one model together; only this rank for a member of an ensemble.
-        threads: TensorFlow's threads of this rank; as many decode rows.
+        threads: TensorFlow threads of this rank; rows are decoded in as many threads.
         member: the number of the ensemble's member; None without an ensemble.
     """
 
@@ -25,7 +25,7 @@ class Place:
 
     @property
     def number(self) -> int:
-        """What tells this model's random layers from those of the others: the rank, or the member."""
+        """The number by which this model's random layers are seeded: the rank's, or the member's."""
         return self.comm.rank if self.member is None else self.member
 
     @property

@@ -1,4 +1,4 @@
-"""The point from which a rank's training starts: new, or a checkpoint."""
+"""Where a rank's training starts: anew, or from a checkpoint."""
 
 from __future__ import annotations
 

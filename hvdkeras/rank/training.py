@@ -26,6 +26,7 @@ from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.history.records import Evaluation, RankHistory
+from hvdkeras.launch import rank
 from hvdkeras.models import schema
 from hvdkeras.models.vector import rest_of
 from hvdkeras.mpi.collectives import mean
@@ -78,7 +79,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
         )
         callbacks = [*spec.oversight.callbacks, *tensorboard(spec.oversight.tensorboard, place.log_name)]
         oversight = None
-        if spec.is_watched:
+        if spec.has_rounds:
 
             def save(number: int) -> list[WrittenFile]:
                 rule_state = exchange.state if exchange else None
@@ -134,7 +135,8 @@ def _center(spec: TrainingSpec, place: Place, first: Contents) -> Iterator[Any]:
         center = ReplicatedCenter(comm, first.center, timeout=spec.timeout)
     elif algorithm.mode is Mode.ASYNCHRONOUS:
         slots = first.slots if len(first.slots) else algorithm.center_slots
-        center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
+        with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
+            center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
     else:
         yield None
         return
@@ -175,7 +177,7 @@ def _fit(
     epochs, position, model = spec.num_epoch, replica.position, replica.model
     feed = Feed(rows, model, position.epoch, position.first_step)
     with warnings.catch_warnings():
-        # A resumed epoch is shorter than Keras knows.
+        # Keras does not know that a resumed epoch is shorter.
         warnings.filterwarnings("ignore", "Your input ran out of data")
         model.fit(
             feed.dataset(),
@@ -202,11 +204,11 @@ def _result(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The trained weights and averaged variables, once all ranks have contributed theirs."""
     _check_agreement(spec, place, replica, center)
-    watched = oversight.finish() if oversight else None
+    from_callbacks = oversight.finish() if oversight else None
     if spec.algorithm.mode is Mode.ASYNCHRONOUS:
         center.finish()
     if oversight:
-        return watched or (replica.weights.read(), replica.statistics.read())
+        return from_callbacks or (replica.weights.read(), replica.statistics.read())
     weights = center.pull() if center else replica.weights.read()
     what = "the averaged variables of the other ranks"
     return weights, mean(place.comm, replica.statistics.read(), spec.timeout, what)

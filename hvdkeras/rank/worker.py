@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hvdkeras.history.records import Evaluation, RankHistory
-from hvdkeras.launch import environment, gpu
+from hvdkeras.launch import environment, gpu, rank
 from hvdkeras.rank.place import Place
 from hvdkeras.spec import TrainingSpec
 
@@ -59,7 +59,8 @@ def run(spec: TrainingSpec) -> Result:
     from mpi4py import MPI
 
     working = this.rank < spec.num_workers
-    comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, this.rank)
+    with rank.limit(spec.timeout, f"all {MPI.COMM_WORLD.size} ranks to begin the training"):
+        comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, this.rank)
     if not working:
         return Result([])
     train = _train_one if spec.ensemble is None else _train_members

@@ -1,4 +1,4 @@
-"""The training algorithms, one a file."""
+"""What the user constructs: the training algorithms, one a file, each with its rule and its class."""
 
 from hvdkeras.trainers.adag import ADAG
 from hvdkeras.trainers.averaging import AveragingTrainer

@@ -1,4 +1,4 @@
-"""Model averaging: independent workers whose weights are averaged now and then."""
+"""Model averaging: independent workers whose weights are averaged after every window."""
 
 from __future__ import annotations
 

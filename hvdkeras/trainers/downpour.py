@@ -71,7 +71,8 @@ class DOWNPOUR(Trainer):
     """Asynchronous SGD with a parameter server.
 
     Every worker runs its own optimizer on its own rows. After every `communication_window` batches, at
-    its own pace, it adds what it has changed since the last time to the center, and goes on from there.
+    its own pace, it adds to the center what it has changed since its last exchange, and continues from the
+    center.
     The trained model is the center.
 
     Args:
@@ -92,7 +93,7 @@ class DOWNPOUR(Trainer):
     communication_window: int = argument(5, positive(int))
 
     longest_stable_window: float = 15
-    """Beyond it a training with several workers warns."""
+    """The longest communication window with which a training of several workers starts without a warning."""
 
     def check(self, num_workers: int) -> None:
         super().check(num_workers)

@@ -34,7 +34,7 @@ def staleness_aware(
 
 
 class DynSGD(DOWNPOUR):
-    """DOWNPOUR that trusts an update less the more the center has changed since it was begun.
+    """DOWNPOUR that divides each update by its staleness plus one: the later it is, the smaller.
 
     Args:
         keras_model: the model to train; see `Trainer` for the arguments that all trainers share.

@@ -39,8 +39,8 @@ class EASGD(Trainer):
     workers are pulled towards a center variable, and the center towards them, by the elastic rule
     (`elastic`) with the moving rate `alpha = rho * learning_rate`. The trained model is the center.
 
-    Workers need not agree, which lets them explore; that is why the method stands long windows better
-    than averaging does.
+    Workers need not agree, so that they can explore: long windows therefore harm this method less than
+    averaging.
 
     Args:
         keras_model: the model to train; see `Trainer` for the arguments that all trainers share.

@@ -46,8 +46,8 @@ class SynchronousSGD(Trainer):
         accumulation: batches of each rank whose mean gradient makes one step of the optimizer. The last
             group of an epoch may be shorter.
         scale_learning_rate: multiply the optimizer's learning rate by `num_workers`, as its batch is.
-        warmup_epochs: epochs in which the learning rate grows to its full size. The paper that both options
-            are from takes 5. Default: none.
+        warmup_epochs: epochs in which the learning rate grows to its full size. The paper that
+            describes both options uses 5. Default: none.
 
     References:
         Goyal et al., [Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour](

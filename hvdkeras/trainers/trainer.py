@@ -49,8 +49,8 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 synchronous training then reaches the weights that it would have reached without the
                 interruption, given the same rows in the same order. An asynchronous one loses no rows; those
                 between its last checkpoint and its end are trained on again. With another number of ranks
-                the epoch under way begins anew, from the center and the mean of the optimizers' states. What
-                callbacks remember is not in a checkpoint.
+                the epoch under way begins anew, from the center and the mean of the optimizers' states. The
+                state of callbacks is not in a checkpoint.
 
         Returns:
             The trained Keras model, compiled with the trainer's loss and metrics. Its optimizer has the
@@ -81,7 +81,7 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         return None
 
     def result(self, outcome: training.Outcome) -> Any:
-        """Returns what `train` returns, made of what came of the training."""
+        """Returns what `train` returns, made from the outcome of the training."""
         return outcome.models[0]
 
     def algorithm(self) -> Algorithm:

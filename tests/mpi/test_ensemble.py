@@ -22,7 +22,7 @@ def two_outputs():
 
 
 def train(arguments: dict) -> dict:
-    """What a rank of the job runs; rank 0 looks at what came out."""
+    """What a rank of the job runs; rank 0 checks the result."""
     import hvdkeras
     from hvdkeras.models.merging import merged
     from hvdkeras.models.serialization import model_from_bytes, model_to_bytes

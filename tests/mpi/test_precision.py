@@ -50,12 +50,18 @@ def overflow() -> list[float]:
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
     scales = []
 
-    class Look(keras.callbacks.Callback):
+    class Scale(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             scales.append(float(self.model.optimizer.dynamic_scale))
 
     used = hvdkeras.SynchronousSGD(
-        model, worker_optimizer=scaled, loss="mse", batch_size=1, num_workers=2, callbacks=[Look()], verbose=0
+        model,
+        worker_optimizer=scaled,
+        loss="mse",
+        batch_size=1,
+        num_workers=2,
+        callbacks=[Scale()],
+        verbose=0,
     )
     trained = used.train({"features": np.full((2, 1), 100.0, np.float32), "label": np.zeros(2, np.float32)})
     return scales, float(trained.get_weights()[0][0, 0])

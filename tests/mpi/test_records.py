@@ -40,10 +40,10 @@ def test_an_asynchronous_training(tmp_path, capsys):
         timeline=str(path),
     )
     printed = capsys.readouterr().err.splitlines()
-    told = [line for line in printed if "epoch" in line]
-    assert [line.split("  ")[0] for line in told] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    shown = [line for line in printed if "epoch" in line]
+    assert [line.split("  ")[0] for line in shown] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     averaged = trainer.get_averaged_history()["loss"]
-    assert [line.split("  ")[1] for line in told] == [f"loss {loss:.4f}" for loss in averaged]
+    assert [line.split("  ")[1] for line in shown] == [f"loss {loss:.4f}" for loss in averaged]
 
     for rank in trainer.get_history():
         np.testing.assert_allclose(rank.learning_rate, [RATE / 2, RATE / 4, RATE / 8], rtol=1e-6)
@@ -77,19 +77,19 @@ def test_a_synchronous_training():
     assert [(rank.staleness, rank.events) for rank in trainer.get_history()] == [([], [])] * 2
 
 
-def told_in_a_job() -> tuple[list[list[str]], list[str]]:
+def shown_in_a_job() -> tuple[list[list[str]], list[str]]:
     """What a rank of a running job shows: an ensemble of three is trained by the first two ranks."""
     with contextlib.redirect_stderr(io.StringIO()) as stream:
         trainer = train("EnsembleTrainer", num_models=3)
     own = [history.metrics["loss"] for history in trainer.get_history() if history.rank == 0]
-    told = [line.split("  ")[:2] for line in stream.getvalue().splitlines() if line.startswith("epoch")]
-    return told, [f"loss {loss:.4f}" for loss in np.mean(own, axis=0)]
+    shown = [line.split("  ")[:2] for line in stream.getvalue().splitlines() if line.startswith("epoch")]
+    return shown, [f"loss {loss:.4f}" for loss in np.mean(own, axis=0)]
 
 
 def test_in_a_running_job_rank_0_tells_of_its_own_models(on_ranks):
-    (told, losses), *others = on_ranks(3, told_in_a_job)
-    assert told == [[f"epoch {epoch}/3", loss] for epoch, loss in enumerate(losses, 1)]
-    assert [told for told, _ in others] == [[], []]
+    (shown, losses), *others = on_ranks(3, shown_in_a_job)
+    assert shown == [[f"epoch {epoch}/3", loss] for epoch, loss in enumerate(losses, 1)]
+    assert [shown for shown, _ in others] == [[], []]
 
 
 def test_a_timeline_that_cannot_be_written_is_named_before_the_launch(tmp_path, capsys):

@@ -138,7 +138,7 @@ def rates(algorithm: str, num_workers: int) -> list[list[float]]:
 
     seen = []
 
-    class Look(keras.callbacks.Callback):
+    class RateAtBatch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.rate = float(self.model.optimizer.learning_rate)
 
@@ -146,7 +146,9 @@ def rates(algorithm: str, num_workers: int) -> list[list[float]]:
             seen.append(self.rate)
 
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
-    train(algorithm, num_workers, {"callbacks": [Look()], "center_callbacks": [schedule], "num_epoch": 3})
+    train(
+        algorithm, num_workers, {"callbacks": [RateAtBatch()], "center_callbacks": [schedule], "num_epoch": 3}
+    )
     return MPI.COMM_WORLD.allgather(seen)
 
 

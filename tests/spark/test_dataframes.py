@@ -217,7 +217,7 @@ def test_stores(numbers, tmp_path, scheme):
 
 
 def test_hosts_that_do_not_see_the_store_write_nothing(numbers, tmp_path):
-    # What a folder of the driver alone looks like to an executor on another host.
+    # What an executor on another host finds in the place of a folder that only the driver has.
     selected = frames.select(numbers(8), COLUMNS)
     outcomes, blind = frames.write_partitions(selected, COLUMNS, str(tmp_path), f"{tmp_path}/missing")
     assert outcomes == []

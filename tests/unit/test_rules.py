@@ -1,7 +1,11 @@
-"""Every algorithm's rule against numbers that a reader can check in the head."""
+"""Every algorithm's rule and exchanges, against numbers that a reader can check in the head."""
 
+import keras
 import numpy as np
+import pytest
 
+import hvdkeras
+from hvdkeras import LocalCenter
 from hvdkeras.trainers.adag import accumulated_gradient_normalization
 from hvdkeras.trainers.averaging import average
 from hvdkeras.trainers.diloco import outer_step
@@ -89,3 +93,51 @@ def test_the_learning_rate_warms_up_to_its_full_size():
     plain = [warmed_up(epochs, 4, False, 6) for epochs in (0, 2, 6, 50)]
     np.testing.assert_allclose(plain, [0.25, 0.5, 1, 1])
     assert [warmed_up(epochs, 4, True, 0) for epochs in (0, 3)] == [4, 4]
+
+
+ELASTIC = {"rho": 2.5, "learning_rate": 0.1}  # alpha = 0.25
+
+# By algorithm: its arguments, what the center starts with, and exchanges in their order: a worker, its weight
+# after a window of 4 batches, its weight after the exchange, and the center then.
+EXCHANGES = {
+    "AveragingTrainer": ({}, 1, [("a", 5, 5, 5), ("a", 7, 7, 7)]),
+    # Gradient 2: velocity 2, step 0.5 * (2 + 0.5 * 2). Again 2: velocity 3, step 0.5 * (2 + 0.5 * 3).
+    "DiLoCo": (
+        {"outer_learning_rate": 0.5, "outer_momentum": 0.5},
+        10,
+        [("a", 8, 8.5, 8.5), ("a", 6.5, 6.75, 6.75)],
+    ),
+    "EASGD": (ELASTIC, 1, [("a", 5, 4, 2), ("a", 6, 5, 3)]),
+    "SynchronousEAMSGD": (ELASTIC, 1, [("a", 5, 4, 2), ("a", 6, 5, 3)]),
+    "AsynchronousEASGD": (ELASTIC, 1, [("a", 5, 4, 2), ("b", 6, 5, 3)]),
+    "EAMSGD": (ELASTIC, 1, [("a", 5, 4, 2), ("b", 6, 5, 3)]),
+    # Updates 2, 4 and 1: the last since worker a pulled 3.
+    "DOWNPOUR": ({}, 1, [("a", 3, 3, 3), ("b", 5, 7, 7), ("a", 4, 8, 8)]),
+    # A LocalCenter has no staleness.
+    "DynSGD": ({}, 1, [("a", 3, 3, 3), ("b", 5, 7, 7), ("a", 4, 8, 8)]),
+    # Updates 8 / 4, 4 / 4 and 4 / 4.
+    "ADAG": ({}, 1, [("a", 9, 3, 3), ("b", 5, 4, 4), ("a", 7, 5, 5)]),
+    # Updates 3, 4 and 12: the roots of the sums of their squares are 3, 5 and 13.
+    "AdaptiveDOWNPOUR": (
+        {"server_learning_rate": 0.5, "epsilon": 1e-30},
+        1,
+        [("a", 4, 1.5, 1.5), ("b", 5, 1.9, 1.9), ("a", 13.5, 1.9 + 6 / 13, 1.9 + 6 / 13)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_workers_exchange_in_turn(name):
+    arguments, start, exchanges = EXCHANGES[name]
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    algorithm = getattr(hvdkeras, name)(model, loss="mse", **arguments).algorithm()
+    center = LocalCenter(vector(start), slots=algorithm.center_slots)
+    states = {worker: algorithm.begin(center.pull()) for worker, *_ in exchanges}
+    for worker, trained, kept, center_then in exchanges:
+        local, states[worker] = algorithm.exchange(vector(trained), center, states[worker], 4)
+        assert_vectors([local, center.pull()], [[kept], [center_then]])
+
+
+def test_every_algorithm_with_a_center_has_exchanges_here():
+    public = {name: getattr(hvdkeras, name) for name in hvdkeras.trainers.__all__}
+    assert {each.__name__ for each in public.values() if each.mode.has_center} == set(EXCHANGES)
