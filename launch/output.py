@@ -14,10 +14,10 @@ from tqdm import tqdm
 KEPT_LINES = 60
 # mpirun puts this before every piece that it reads from a rank, and pieces may be shorter than a line.
 TAG = re.compile(r"\[\d+,(\d+)\]<std(?:out|err|diag)>:")
-# Printed by TensorFlow's CUDA builds before their log level counts, on every start.
+# Printed by TensorFlow before its log level counts, on every start: by CUDA builds, and from 2.20 by all.
 NOISE = re.compile(
     r"Unable to register cu|All log messages before absl::InitializeLog"
-    r"|computation_placer.*already registered"
+    r"|computation_placer.*already registered|oneDNN custom operations are on"
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, horovodrun, rank
+from hvdkeras.launch import agent, cluster, driver, events, horovodrun, rank
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
@@ -66,7 +66,12 @@ def run(
     def start(reports: Reports, environ: dict[str, str], output: Output) -> None:
         import horovod.spark
 
-        with horovodrun.mpi_is_built(), agent.executors_python(context.pythonExec), _no_word_of_cancelling():
+        with (
+            horovodrun.mpi_is_built(),
+            agent.executors_python(context.pythonExec),
+            events.on_executors(),
+            _no_word_of_cancelling(),
+        ):
             horovod.spark.run(
                 rank.perform,
                 (reports.addresses, reports.port, reports.key, _module_paths(context)),
