@@ -1,4 +1,4 @@
-"""Executors that unpack their environment from an archive, as on YARN and Kubernetes."""
+"""An executor that unpacks its environment from an archive, as on YARN and Kubernetes."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def where():
     return MPI.COMM_WORLD.allgather(me)
 
 if __name__ == "__main__":
-    session = SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", "false")
+    session = SparkSession.builder.master("local-cluster[1,2,1024]").config("spark.ui.enabled", "false")
     session = session.config("spark.archives", sys.argv[1] + "#environment")
     session = session.config("spark.executor.memory", "900m").config("spark.driver.host", "127.0.0.1")
     # How many executors come is known then, and they are waited for.
@@ -36,7 +36,6 @@ if __name__ == "__main__":
         assert prefix == os.path.realpath(folder + "/environment"), (prefix, folder)
         assert os.path.realpath(open_mpi) == prefix, open_mpi
         assert os.path.realpath(first_on_path) == prefix + "/bin", first_on_path
-    assert one[0] != one[1]
     assert sys.prefix not in str(one)
     print("each rank ran in its executor's folder")
 """
