@@ -51,7 +51,7 @@ def pack(file: Path) -> None:
             archive.addfile(link)
 
 
-@pytest.mark.timeout(210)
+@pytest.mark.timeout(300)
 def test_ranks_run_the_python_that_their_executor_has_unpacked(tmp_path):
     pack(tmp_path / "environment.tar.gz")
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -59,7 +59,7 @@ def test_ranks_run_the_python_that_their_executor_has_unpacked(tmp_path):
         [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "environment.tar.gz")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
