@@ -4,6 +4,8 @@ Horovod starts orted and the ranks by the driver's paths. Executors that unpack 
 Kubernetes, have their environment elsewhere, each in a folder of its own. Here their Python starts both:
 
     mpirun -> this agent, on the driver -> Horovod's task service on the executor -> orted.py there -> ranks
+
+Of several executors on a host the first one's Python starts all ranks there, as Horovod has one orted a host.
 """
 
 from __future__ import annotations

@@ -124,6 +124,9 @@ def take_own_paths() -> None:
     os.environ["PATH"] = path()
     if prefix() is not None:
         os.environ["OPAL_PREFIX"] = str(prefix())
+        if "PMIX_INSTALL_PREFIX" in os.environ:
+            # From the orted that started this rank. Where the two differ, MPI_Init waits for ever.
+            os.environ["PMIX_INSTALL_PREFIX"] = str(prefix())
     elif not os.path.isdir(os.environ.get("OPAL_PREFIX", os.curdir)):
         del os.environ["OPAL_PREFIX"]  # the driver's
 

@@ -16,7 +16,7 @@ from hvdkeras.launch import environment, gpu
 from hvdkeras.launch.checks import NOTE, OK, WRONG, Check, version_of
 
 # Seconds for a program that imports TensorFlow.
-LONG = 120
+LONG = 300
 
 # Asked of a process of its own: TensorFlow and MPI start once per process, and may crash.
 LIBRARIES = """

@@ -22,10 +22,10 @@ LONGEST_TAG = 40
 PIECE_BYTES = 1 << 16
 # Longer lines come in pieces: nothing that a rank prints may fill the driver's memory.
 LONGEST_LINE = 1 << 16
-# Printed by TensorFlow's CUDA builds before their log level counts, on every start.
+# Printed by TensorFlow before its log level counts, on every start: by CUDA builds, and from 2.20 by all.
 NOISE = re.compile(
     r"Unable to register cu|All log messages before absl::InitializeLog"
-    r"|computation_placer.*already registered"
+    r"|computation_placer.*already registered|oneDNN custom operations are on"
 )
 
 

@@ -57,6 +57,10 @@ check_compilers() {
     [[ -x $nvcc ]] || nvcc=$(command -v nvcc || true)
     [[ -n $nvcc ]] || fail "no CUDA toolkit: no wheel has nvcc. Install NVIDIA's toolkit 12 (or Debian's" \
         "nvidia-cuda-toolkit) and point CUDA_HOME to it. Received: CUDA_HOME=${CUDA_HOME:-(not set)}"
+    local release
+    release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+    [[ $release == 12.* ]] || fail "TensorFlow 2.18 and NCCL's wheel are built for CUDA 12: point CUDA_HOME to a" \
+        "toolkit 12. Received: $release at $nvcc"
     cuda_home=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 }
 

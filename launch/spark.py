@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, rank, remains
+from hvdkeras.launch import agent, cluster, driver, events, rank, remains
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
@@ -210,7 +210,7 @@ class _SparkJob:
                 if self._ended:
                     raise RuntimeError("the job was ended before its Spark tasks were started")
                 tasks = context.range(0, numSlices=settings.num_proc)
-                results.put(tasks.mapPartitionsWithIndex(mapper).collect())
+                results.put(tasks.mapPartitionsWithIndex(events.with_pipes(mapper)).collect())
             except Exception as error:
                 if not self._ended:
                     log.info("the Spark job of the ranks has failed: %s", error)

@@ -1,4 +1,4 @@
-"""Executors that unpack their environment from an archive, as on YARN and Kubernetes."""
+"""An executor that unpacks its environment from an archive, as on YARN and Kubernetes."""
 
 import subprocess
 import sys
@@ -19,11 +19,11 @@ def where():
     import mpi4py, os, sys
     from mpi4py import MPI
     first_on_path = os.environ["PATH"].split(":")[0]
-    me = os.path.realpath(sys.prefix), os.environ["OPAL_PREFIX"], first_on_path, os.getcwd()
+    me = sys.prefix, os.environ["OPAL_PREFIX"], first_on_path, os.getcwd()
     return MPI.COMM_WORLD.allgather(me)
 
 if __name__ == "__main__":
-    session = SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", "false")
+    session = SparkSession.builder.master("local-cluster[1,2,1024]").config("spark.ui.enabled", "false")
     session = session.config("spark.archives", sys.argv[1] + "#environment")
     session = session.config("spark.executor.memory", "900m").config("spark.driver.host", "127.0.0.1")
     # How many executors come is known then, and they are waited for.
@@ -33,11 +33,9 @@ if __name__ == "__main__":
     session.stop()
     assert one == other
     for prefix, open_mpi, first_on_path, folder in one:
-        assert prefix == os.path.realpath(folder + "/environment"), (prefix, folder)
-        assert os.path.realpath(open_mpi) == prefix, open_mpi
-        assert os.path.realpath(first_on_path) == prefix + "/bin", first_on_path
-    assert one[0] != one[1]
-    assert sys.prefix not in str(one)
+        assert os.path.samefile(prefix, folder + "/environment"), (prefix, folder)
+        assert open_mpi == prefix != sys.prefix, (open_mpi, prefix)
+        assert first_on_path == prefix + "/bin", (first_on_path, prefix)
     print("each rank ran in its executor's folder")
 """
 
@@ -53,7 +51,7 @@ def pack(file: Path) -> None:
             archive.addfile(link)
 
 
-@pytest.mark.timeout(210)
+@pytest.mark.timeout(300)
 def test_ranks_run_the_python_that_their_executor_has_unpacked(tmp_path):
     pack(tmp_path / "environment.tar.gz")
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -61,8 +59,10 @@ def test_ranks_run_the_python_that_their_executor_has_unpacked(tmp_path):
         [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "environment.tar.gz")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "each rank ran in its executor's folder" in ran.stdout
+    # Spark kills the workers in which Horovod's task service ran.
+    assert "leaked" not in ran.stderr

@@ -1,5 +1,6 @@
 """What is refused before a launch, and the connections between ranks and driver without MPI."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -14,7 +15,18 @@ from pathlib import Path
 import pytest
 
 import hvdkeras
-from hvdkeras.launch import checks, cluster, gpu, libraries, local, remains, report, spark
+from hvdkeras.launch import (
+    agent,
+    checks,
+    cluster,
+    events,
+    gpu,
+    libraries,
+    local,
+    remains,
+    report,
+    spark,
+)
 from hvdkeras.launch.cli import main
 from hvdkeras.launch.mpirun import with_names
 from hvdkeras.launch.rank import Driver
@@ -214,6 +226,35 @@ def test_the_doctor_asks_for_a_compiled_horovod_only_where_gpus_are(devices, com
     found = libraries._horovod({"horovod": compiled})
     assert found.state == state
     assert bool(found.remedy) == (state == checks.NOTE)
+
+
+def _wait(event, reached):
+    event.wait()
+    reached.send("set")
+
+
+def test_an_event_of_pipes_reaches_a_spawned_process():
+    context = multiprocessing.get_context("spawn")
+    event = events.PipeEvent(context)
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_wait, args=(event, writer))
+    process.start()
+    assert not reader.poll(0.2)
+    event.set()
+    assert reader.poll(60)
+    process.join(60)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    "before", ["", "OPAL_PREFIX=/driver ; export OPAL_PREFIX; PATH=/driver/bin:$PATH ; exec /driver/bin/"]
+)
+def test_an_executors_python_starts_its_own_orted(before):
+    arguments = '-mca ess "env" -mca orte_node_regex "vm,a1b2@0(2)" -mca plm "rsh"'
+    expected = f"exec './my env/python' -m hvdkeras.launch.orted {arguments}"
+    assert agent.own_orted(f"{before}orted {arguments}", "./my env/python") == expected
+    with pytest.raises(ValueError, match="Received: ls"):
+        agent.own_orted("ls /", "python")
 
 
 def test_run_becomes_horovodrun(monkeypatch, tmp_path):
