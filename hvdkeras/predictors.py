@@ -26,19 +26,19 @@ FORMS = ("array", "vector", "scalar")
 
 
 class ModelPredictor(Stage, Model):
-    """Adds a Keras model's predictions to a DataFrame, keeping its rows and columns.
+    """Adds a Keras model's predictions to a DataFrame, and keeps its rows and columns.
 
-    The executors compute, in batches that come through Arrow, on the GPU that Spark has given to the task or
-    that the host has, else on the task's cores. The model travels once, as `.keras` bytes; a Python worker
-    loads it once and keeps it for later partitions and jobs. Loading and transforming need no TensorFlow on
+    The executors compute, in batches of Arrow, on the GPU that Spark assigns to the task, else on a GPU of
+    the host, else on the task's cores. The model is sent to them once, as `.keras` bytes; a Python worker
+    loads it once and keeps it for later partitions and jobs. Loading and transforming import no TensorFlow on
     the driver. Memory of a worker depends on spark.sql.execution.arrow.maxRecordsPerBatch (10,000 rows by
     default; lower it where a row is large), not on the size of a partition.
 
-    As with any Python UDF, Spark moves a filter on the prediction below it and predicts the rows that remain
-    a second time. Where most remain, `cache()` before the filter.
+    As with any Python UDF, Spark computes the prediction for a filter on it, and a second time for the rows
+    that pass the filter. Where most rows pass, `cache()` before the filter.
 
-    A features column holds vectors (dense or sparse), arrays, nested or not, or plain numbers. A row whose
-    size is that of the model's input is accepted whatever its nesting.
+    A features column holds vectors (dense or sparse), arrays, nested or not, or plain numbers. A row must
+    hold as many numbers as the model's input, in any nesting.
 
     Args:
         keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must
@@ -49,10 +49,10 @@ class ModelPredictor(Stage, Model):
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
             "vector" (dense, doubles, flat) or "scalar" (for outputs of one number); one for all outputs or a
             list with one for each.
-        batch_size: rows a call of the model. 1,024 is where small models stop to gain on a CPU; GPUs and
-            tiny models may like more, big models on small GPUs less.
-        handle_invalid: what a row with a null or NaN among its features gets: "error" ends the job, "keep"
-            gives null.
+        batch_size: rows a call of the model. Above 1,024, the default, small models are no faster on a CPU;
+            GPUs and tiny models may be faster with more, and big models on small GPUs may need fewer.
+        handle_invalid: what becomes of a row with a null or NaN among its features: "error" ends the job,
+            "keep" predicts null.
         custom_objects: classes and functions by name that are not registered with Keras.
         disagreement_col: for a list of models, a column to add for each output with the members' standard
             deviation. Default: none.
@@ -66,7 +66,9 @@ class ModelPredictor(Stage, Model):
     output_col = param("output_col", "column to add for each of the model's outputs", new_names)
     output_type = param("output_type", "form of a prediction", lambda value: form_names(value))
     batch_size = param("batch_size", "rows a call of the model", at_least(1))
-    handle_invalid = param("handle_invalid", "what a row with null or NaN gets", one_of("error", "keep"))
+    handle_invalid = param(
+        "handle_invalid", "what becomes of a row with null or NaN", one_of("error", "keep")
+    )
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class ModelPredictor(Stage, Model):
         return model_from_bytes(self._saved.content, self._custom_objects)
 
     def predict(self, dataset: DataFrame) -> DataFrame:
-        """Does what `transform` does; the name is dist-keras's."""
+        """Returns `transform(dataset)`; the name is dist-keras's."""
         return self.transform(dataset)
 
     @classmethod
@@ -152,7 +154,7 @@ class ModelPredictor(Stage, Model):
             for tensor, form in zip(tensors, forms, strict=True)
         ]
         returned = types[0] if len(types) == 1 else ", ".join(f"_{i} {kind}" for i, kind in enumerate(types))
-        # A column of its own, for it is read more than once below and must be computed once.
+        # A column of its own: the expressions below read it several times, and Spark computes it once.
         raw = f"{self.uid}_raw"
         scored = dataset.withColumn(raw, _udf(self._scoring(dataset, forms), returned)(*arguments))
         made = {}
@@ -162,12 +164,12 @@ class ModelPredictor(Stage, Model):
         return scored.withColumns(made).drop(raw)
 
     def _argument(self, dataset: DataFrame, name: str, tensor: Tensor) -> Column:
-        """What is sent to the executors' Python of a features column."""
+        """The expression of a features column that is sent to the executors' Python."""
         dtype: DataType = self._type_of(dataset, name, "features_col")
         if not (sql.is_vector(dtype) or sql.is_array(dtype) or (sql.is_scalar(dtype) and tensor.size == 1)):
             expected = f"vectors or arrays of {tensor.size} numbers, for the model's input {tensor.name!r}"
             raise self._wrong_type(name, expected, dtype)
-        # A vector's doubles are rounded before they travel, which halves what does.
+        # A vector's doubles are rounded before they are sent, which halves the bytes.
         vectors_as = "float32" if fed_dtype(tensor) == "float32" else "float64"
         return sql.flat(sql.column(name), dtype, vectors_as)
 
@@ -200,7 +202,7 @@ class ModelPredictor(Stage, Model):
         return self._shipment[1:]
 
     def _all_custom_objects(self) -> dict[str, Any]:
-        """What the executors can't know: objects given as an argument or registered on this driver."""
+        """Custom objects for the executors: those given, and those registered with Keras on this driver."""
         if not any(">" in name for name in self._saved.registered_names):
             return self._custom_objects
         import keras
@@ -241,7 +243,7 @@ def _udf(scoring: Scoring, returned: str) -> Any:
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         return scoring(batches)
 
-    # Spark reads what kind of function it is from the annotations, which are text in this module.
+    # Spark reads the kind of function from its annotations, which are strings in this module.
     result = pd.DataFrame if ", " in returned else pd.Series
     score.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[result]}
     return F.pandas_udf(score, returned)

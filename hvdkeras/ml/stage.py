@@ -14,7 +14,7 @@ from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritabl
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType
 
-# Raised when a stage's folder changes in a way that an older hvdkeras would misread.
+# Increased when a stage's folder changes in a way that an older hvdkeras would misread.
 FORMAT = 1
 CHUNK_BYTES = 1 << 22
 
@@ -40,12 +40,12 @@ class Stage(Params, MLReadable, MLWritable):
         return StageReader(cls, options)
 
     def _save_more(self, writer: StageWriter, path: str) -> dict[str, Any]:
-        """Saves what parameters can't hold; returns what the metadata should say about it."""
+        """Saves what the params do not hold, and returns the metadata about it."""
         return {}
 
     @classmethod
     def _load_more(cls, reader: StageReader, path: str, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Loads what parameters can't hold; returns it as arguments of the constructor."""
+        """Loads what `_save_more` saved, and returns it as arguments of the constructor."""
         return {}
 
     def _type_of(self, dataset: DataFrame, name: str, argument: str) -> DataType:
@@ -82,7 +82,7 @@ class Stage(Params, MLReadable, MLWritable):
 
 
 def param(name: str, doc: str, convert: Callable[[Any], Any]) -> Param:
-    """Makes a parameter; `convert` returns the value to keep, or raises ValueError with the constraint."""
+    """Returns a param; `convert` returns the value to store, or raises ValueError with the constraint."""
 
     def check(value: Any) -> Any:
         try:
@@ -145,14 +145,14 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
 
 class StageWriter(MLWriter):
-    """Writes parameters and versions as Spark's own stages do, then what the stage adds."""
+    """Writes a stage's own files, then params and versions in the form of Spark's stages."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self._stage = stage
 
     def saveImpl(self, path: str) -> None:
-        # First, so that a folder with metadata is a whole stage.
+        # The metadata is written last: a folder with metadata is a complete stage.
         more = self._stage._save_more(self, path)
         more["hvdkeras"] = {"format": FORMAT, "version": version("hvdkeras")}
         DefaultParamsWriter.saveMetadata(self._stage, path, self.sc, extraMetadata=more)
@@ -169,7 +169,7 @@ class StageWriter(MLWriter):
 
 
 class StageReader(MLReader):
-    """Reads what a `StageWriter` wrote, and refuses what it can't understand."""
+    """Reads what a `StageWriter` wrote, and refuses newer formats and damaged files."""
 
     def __init__(self, cls: type[Stage], options: dict[str, Any]) -> None:
         super().__init__()
