@@ -10,7 +10,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, DataType, DecimalType, NumericType
+from pyspark.sql.types import ArrayType, BinaryType, BooleanType, DataType, DecimalType, NumericType
 
 
 def column(name: str) -> Column:
@@ -37,11 +37,22 @@ def is_array(dtype: DataType) -> bool:
     return False
 
 
-def flat(value: Column, dtype: DataType, vectors_as: str = "float64") -> Column:
-    """Returns a vector's or an array's numbers as one array; plain numbers as they are; null for null.
+def is_binary(dtype: DataType) -> bool:
+    """Returns whether a column holds bytes."""
+    return isinstance(dtype, BinaryType)
 
-    Booleans become 0 and 1, and decimals doubles, since NumPy reads neither from Arrow. A vector's
-    doubles become `vectors_as`, "float64" or "float32".
+
+def flat(value: Column, dtype: DataType, vectors_as: str = "float64", uneven: str = "") -> Column:
+    """Returns a vector's or an array's numbers as one array; numbers, bytes and nulls stay as they are.
+
+    Booleans become 0 and 1, and decimals doubles, since NumPy reads neither from Arrow.
+
+    Args:
+        value: the column.
+        dtype: its type.
+        vectors_as: "float64" or "float32", the type of a vector's numbers in the array.
+        uneven: a message with which the job ends where nested arrays of one level have unequal lengths.
+            Default: they are not checked.
     """
     if is_vector(dtype):
         # vector_to_array raises for a null.
@@ -50,7 +61,7 @@ def flat(value: Column, dtype: DataType, vectors_as: str = "float64") -> Column:
     while isinstance(dtype, ArrayType):
         dtype = dtype.elementType
         if nested:
-            value = F.flatten(value)
+            value = _even(value, uneven) if uneven else F.flatten(value)
         nested = "array"
     plain = (
         "tinyint" if isinstance(dtype, BooleanType) else "double" if isinstance(dtype, DecimalType) else ""
@@ -58,6 +69,19 @@ def flat(value: Column, dtype: DataType, vectors_as: str = "float64") -> Column:
     if not plain:
         return value
     return value.cast(f"array<{plain}>" if nested else plain)
+
+
+def _even(value: Column, message: str) -> Column:
+    """Returns an array of arrays as one array; ends the job where their lengths differ; null for a null."""
+
+    def check(lengths: Column) -> Column:
+        wrong = F.array_min(lengths) != F.array_max(lengths)
+        return F.when(wrong, F.raise_error(F.lit(message)).cast("int")).otherwise(0)
+
+    joined = F.flatten(value)
+    # flatten gives null where one of the arrays is null.
+    checked = let(F.transform(value, lambda inner: F.size(inner)), check)
+    return F.when(joined.isNotNull() & ((F.size(value) == 0) | (checked == 0)), joined)
 
 
 def vector(values: Column) -> Column:
@@ -72,6 +96,19 @@ def let(value: Column, body: Callable[[Column], Column]) -> Column:
     variables of an enclosing lambda are not computed again.
     """
     return F.transform(F.array(value), body)[0]
+
+
+def softmax(values: Column) -> Column:
+    """Returns an array of doubles that sum to 1, exp(x) / sum(exp(x)); null for null."""
+
+    def powers(highest: Column) -> Column:
+        return F.transform(values, lambda x: F.exp(x - highest))
+
+    def shares(exponents: Column) -> Column:
+        total = F.aggregate(exponents, F.lit(0.0), lambda added, x: added + x)
+        return let(total, lambda known: F.transform(exponents, lambda x: x / known))
+
+    return F.when(values.isNotNull(), let(let(F.array_max(values), powers), shares))
 
 
 def reshape(values: Column, shape: Sequence[int]) -> Column:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from hvdkeras.ml.rows import fed_dtype, flat_rows, stack, vector_rows
 from hvdkeras.models.saved import Tensor
 from hvdkeras.models.vector import model_from_bytes
 
@@ -34,9 +35,9 @@ class Scoring:
         outputs: the model's outputs.
         scalar: for each output, whether a row's value is a number rather than an array.
         batch_size: rows a call of the model.
-        keep_invalid: whether a row with null or NaN becomes null; otherwise it ends the job.
+        keep_invalid: whether an invalid row becomes null; otherwise it ends the job.
         key: hash of the model and of its custom objects.
-        shipment: broadcast of the `.keras` bytes and the pickled custom objects.
+        shipment: object whose `value` is the `.keras` bytes and the pickled custom objects, see `Shipment`.
     """
 
     stage: str
@@ -88,27 +89,36 @@ class Scoring:
             part = slice(start, min(start + self.batch_size, rows))
             tensors = []
             for column, tensor in zip(values, self.inputs, strict=True):
-                stacked, nan = _stack(column[part], tensor)
+                stacked, wrong = stack(column[part], tensor)
                 tensors.append(stacked)
-                invalid[part] |= nan
+                invalid[part] |= wrong
             for result, output in zip(results, model(*tensors), strict=True):
                 result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)
         if invalid.any() and not self.keep_invalid:
+            wrong = invalid.sum()
             raise ValueError(
-                f"{self.stage}: {_listed(self.columns)} must hold neither null nor NaN. Received: "
-                f"{invalid.sum()} such rows in a batch of {rows}. handle_invalid='keep' gives them null"
+                f"{self.stage}: {_listed(self.columns)} must hold finite numbers in every row, and whole "
+                f"ones in their range for an input of integers. Received: others, or null, in {wrong} of "
+                f"{rows} rows of a batch. handle_invalid='keep' predicts null for them"
             )
         made = [_column(result, scalar, invalid) for result, scalar in zip(results, self.scalar, strict=True)]
         return made[0] if len(made) == 1 else pd.DataFrame({f"_{i}": one for i, one in enumerate(made)})
 
     def _rows(self, column: pd.Series, name: str, tensor: Tensor, invalid: np.ndarray) -> np.ndarray:
-        """Checks a column's rows, marks the null ones as invalid and puts zeros in their place."""
-        null = column.isna().to_numpy()
-        invalid |= null
+        """Checks the sizes of a column's rows, marks null ones as invalid and makes them zeros."""
+        if isinstance(column, pd.DataFrame):
+            column = vector_rows(column)
         if column.dtype != object:
+            null = column.isna().to_numpy()
+            invalid |= null
             return column.fillna(0).to_numpy() if null.any() else column.to_numpy()
-        values = column.to_numpy()
+        try:
+            values = flat_rows(column.to_numpy())
+        except ValueError as error:
+            raise ValueError(f"{self.stage}: column {name!r} must hold {error}") from None
+        null = np.fromiter((row is None for row in values), bool, len(values))
         if null.any():
+            invalid |= null
             values = values.copy()
             zeros = np.zeros(tensor.size, np.float32)
             for row in np.flatnonzero(null):
@@ -181,34 +191,12 @@ def spark_type(tensor: Tensor) -> str:
     ]
 
 
-def fed_dtype(tensor: Tensor) -> np.dtype:
-    """Returns the dtype of the array that is fed to an input. NumPy has no bfloat16: Keras casts to it."""
-    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
-
-
 def _arrow_dtype(tensor: Tensor) -> pa.DataType:
     """float32 for all floats but float64, whole numbers as int32 or int64."""
     known = {"float64": pa.float64(), "int64": pa.int64(), "uint32": pa.int64(), "uint64": pa.int64()}
     if tensor.dtype in known:
         return known[tensor.dtype]
     return pa.float32() if "float" in tensor.dtype else pa.int32()
-
-
-def _stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows as one array of the tensor's shape and dtype, and a mask of the rows that hold NaN.
-
-    Those rows are zeros in the array.
-    """
-    dtype = fed_dtype(tensor)
-    if values.dtype == object:
-        # Floats are cast while they are copied. NaN must be found before a cast to integers hides it.
-        values = np.concatenate(values, dtype=dtype if dtype.kind == "f" else None, casting="unsafe")
-    rows = values.reshape(-1, tensor.size)
-    nan = np.isnan(rows).any(axis=1) if rows.dtype.kind == "f" else np.zeros(len(rows), bool)
-    if nan.any():
-        # NaN cast to an integer is an arbitrary number, possibly an index that a layer refuses.
-        rows = np.where(nan[:, None], 0, rows)
-    return rows.astype(dtype, copy=False).reshape(-1, *tensor.shape), nan
 
 
 class _Numbers(pd.arrays.ArrowExtensionArray):
