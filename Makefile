@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what they need.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint setup setup-gpu clean
+.PHONY: demo test test-connect lint setup setup-gpu clean
 
 demo: setup
 	python examples/demo.py
@@ -11,6 +11,10 @@ demo: setup
 test: setup
 	python -m pytest
 	launch/with_spark.sh 4.1.4 python -m pytest tests/spark --deselect tests/spark/test_executor_loss.py
+
+# Not among the tests: a process is either a client of Spark Connect or has a Spark of its own.
+test-connect: setup
+	launch/with_connect.sh python -m pytest tests/spark/test_connect.py
 
 lint: setup
 	ruff check

@@ -100,7 +100,7 @@ def _found(path: str) -> Iterator[None]:
     try:
         yield
     except AnalysisException as error:
-        if "PATH_NOT_FOUND" not in f"{error.getErrorClass()} {error}":
+        if "PATH_NOT_FOUND" not in str(error):
             raise
         raise FileNotFoundError(path) from None
 

@@ -14,7 +14,8 @@ from pyspark.sql import functions
 from sklearn.metrics import roc_auc_score
 
 from hvdkeras.ml import expressions as sql
-from hvdkeras.ml import scoring, transport
+from hvdkeras.ml import files, scoring, transport
+from hvdkeras.ml.rows import flat_rows
 from hvdkeras.predictors import ModelPredictor
 from hvdkeras.transformers import (
     BinaryLabelTransformer,
@@ -334,6 +335,12 @@ def test_damaged_files_are_refused(spark, model, tmp_path):
         ModelPredictor.load(str(path))
 
 
+def test_the_form_in_which_spark_connect_saves_a_model_is_read(spark, tmp_path):
+    chunks = [(1, bytearray(b"second")), (0, bytearray(b"first "))]
+    spark.createDataFrame(chunks, "number int, content binary").write.parquet(str(tmp_path / "model.keras"))
+    assert files.read_bytes(spark, str(tmp_path / "model.keras")) == b"first second"
+
+
 FRESH_PROCESS = """
 import sys
 from pyspark.ml import PipelineModel
@@ -383,10 +390,8 @@ def test_a_batch_is_bounded_by_bytes(spark, data, model, values, monkeypatch, ca
         assert spark.conf.get(BATCH_ROWS) == "5"
         assert f"{BATCH_ROWS} of this session is 5 now (it was {default})" in caplog.text
         np.testing.assert_allclose(collected(scored), model.predict(values, verbose=0), rtol=0, atol=1e-6)
-        rows = [([float("nan")] * SIZE,)] * 12
-        invalid = spark.createDataFrame(rows, "features array<double>").coalesce(1)
-        with pytest.raises(Exception, match="in 5 of 5 rows of a batch"):
-            ModelPredictor(model).transform(invalid).collect()
+        count = functions.pandas_udf(lambda ids: pd.Series(len(ids), ids.index), "int")
+        assert max(row.rows for row in data.coalesce(1).select(count("id").alias("rows")).collect()) == 5
         # A lower number of the user's own stays.
         spark.conf.set(BATCH_ROWS, 3)
         ModelPredictor(model).udf(spark, "bounded")
@@ -429,13 +434,14 @@ def test_bytes_nested_nulls_and_uneven_arrays_also_in_sql(keras, spark):
         [[1, 2, 3, 4], [1, 2, 3, 255], [1, 2, 3, 4]],
         [None, None, None],
     ]
-    spark.createDataFrame([(0, [[1.0, 2.0, 3.0], [4.0]], None)], schema).createOrReplaceTempView("uneven")
-    for run in (
-        lambda: predictor.transform(spark.table("uneven")).collect(),
-        lambda: spark.sql("SELECT flat_score(nested) FROM uneven").collect(),
-    ):
-        with pytest.raises(Exception, match="column 'nested' must hold nested arrays of equal lengths"):
-            run()
+    uneven = spark.createDataFrame([(0, [[1.0, 2.0, 3.0], [4.0]], None)], schema)
+    with pytest.raises(Exception, match="column 'nested' must hold nested arrays of equal lengths"):
+        predictor.transform(uneven).collect()
+    # SQL sends nested arrays to Python as they are.
+    row = np.empty(2, object)
+    row[:] = [np.ones(3), np.ones(1)]
+    with pytest.raises(ValueError, match="nested arrays of equal lengths. Received: a row of arrays of 1"):
+        flat_rows([row, None])
 
 
 def test_class_columns_are_what_sparks_evaluators_read(keras, data, model, values, tmp_path):
