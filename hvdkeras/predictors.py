@@ -87,7 +87,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     output_type = param("output_type", "form of a prediction", lambda value: form_names(value))
     batch_size = param("batch_size", "rows a call of the model", at_least(1))
     handle_invalid = param(
-        "handle_invalid", "what becomes of a row with null or NaN", one_of("error", "keep")
+        "handle_invalid", "what becomes of a row that training refuses", one_of("error", "keep")
     )
 
     def __init__(

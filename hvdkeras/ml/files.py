@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from hvdkeras.ml.transport import is_connect
+from hvdkeras.ml.transport import Artifact, is_connect
 
 CHUNK_BYTES = 1 << 22
 
@@ -42,16 +43,15 @@ def write_bytes(session: SparkSession, path: str, content: bytes, overwrite: boo
     Raises:
         Exception: Spark's own, if there is such a file and `overwrite` is false.
     """
-    chunks = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
     if is_connect(session):
-        rows = session.createDataFrame(list(enumerate(chunks)), "number int, content binary")
-        rows.coalesce(1).write.mode("overwrite" if overwrite else "error").parquet(path)
+        rows = _chunks(session, Artifact.of(session, content), len(content))
+        rows.write.mode("overwrite" if overwrite else "error").parquet(path)
         return
     system, target = _hadoop(session, path)
     stream = system.create(target, overwrite)
     try:
-        for chunk in chunks:
-            stream.write(chunk)
+        for start in range(0, len(content), CHUNK_BYTES):
+            stream.write(content[start : start + CHUNK_BYTES])
     finally:
         stream.close()
 
@@ -87,6 +87,25 @@ def read_bytes(session: SparkSession, path: str) -> bytes:
             F.expr(f"substring(content, number * {CHUNK_BYTES} + 1, {CHUNK_BYTES})").alias("content"),
         )
     )
+
+
+def _chunks(session: SparkSession, artifact: Artifact, size: int) -> DataFrame:
+    """A file's chunks as rows; the executors read it, for it may be too large for a message to the server."""
+    chunk_bytes, count = CHUNK_BYTES, -(-size // CHUNK_BYTES)
+    schema = pa.schema([("number", pa.int64()), ("content", pa.binary())])
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with open(artifact.path, "rb") as file:
+            for batch in batches:
+                for number in batch.column("id").to_pylist():
+                    file.seek(number * chunk_bytes)
+                    yield pa.RecordBatch.from_pylist(
+                        [{"number": number, "content": file.read(chunk_bytes)}], schema
+                    )
+
+    # Spark's Parquet reader holds whole files of so few rows in memory: eight chunks make one.
+    numbers = session.range(0, count, 1, max(1, count // 8))
+    return numbers.mapInArrow(read, "number long, content binary")
 
 
 def _joined(chunks: DataFrame) -> bytes:

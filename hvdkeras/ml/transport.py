@@ -53,16 +53,32 @@ def bound_batches(session: SparkSession, numbers: int) -> None:
 
 
 @dataclass(frozen=True)
-class ArtifactModel:
-    """A model in a file that Spark Connect copies to the executors; read as a broadcast is, by `value`."""
+class Artifact:
+    """A file that Spark Connect copies to the executors; `value` reads a pickle, as a broadcast's does."""
 
     name: str
 
+    @classmethod
+    def of(cls, session: Any, content: bytes) -> Artifact:
+        """Sends a file; the session sends it in parts of 32 KB."""
+        artifact = cls(f"hvdkeras-{content_key(content)}")
+        with tempfile.TemporaryDirectory(prefix="hvdkeras-") as folder:
+            path = os.path.join(folder, artifact.name)
+            with open(path, "wb") as file:
+                file.write(content)
+            session.addArtifacts(path, file=True)
+        return artifact
+
     @property
-    def value(self) -> tuple[bytes, bytes]:
+    def path(self) -> str:
+        """Where an executor has the file."""
         from pyspark import SparkFiles
 
-        with open(SparkFiles.get(self.name), "rb") as file:
+        return SparkFiles.get(self.name)
+
+    @property
+    def value(self) -> Any:
+        with open(self.path, "rb") as file:
             return pickle.load(file)
 
 
@@ -89,21 +105,12 @@ class Shipment:
             pickled = cloudpickle.dumps(custom_objects)
             key = content_key(self._content, pickled)
             parts = (self._content, pickled)
-            sent = (
-                self._as_artifact(session, key, parts) if is_connect(session) else receiver.broadcast(parts)
-            )
+            if is_connect(session):
+                sent = Artifact.of(session, pickle.dumps(parts))
+            else:
+                sent = receiver.broadcast(parts)
             self._sent = (receiver, key, sent)
         return self._sent[1:]
-
-    @staticmethod
-    def _as_artifact(session: Any, key: str, parts: tuple[bytes, bytes]) -> ArtifactModel:
-        name = f"hvdkeras-{key}"
-        with tempfile.TemporaryDirectory(prefix="hvdkeras-") as folder:
-            path = os.path.join(folder, name)
-            with open(path, "wb") as file:
-                pickle.dump(parts, file)
-            session.addArtifacts(path, file=True)
-        return ArtifactModel(name)
 
 
 def score_udf(scoring: Scoring, fields: list[tuple[str, str]]) -> Any:
