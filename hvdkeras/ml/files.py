@@ -18,6 +18,8 @@ from pyspark.sql import functions as F
 from hvdkeras.ml.transport import Artifact, is_connect
 
 CHUNK_BYTES = 1 << 22
+# Chunks in one Parquet file, and in one job that reads them.
+CHUNKS_AT_ONCE = 8
 
 
 def write_text(session: SparkSession, path: str, line: str, overwrite: bool) -> None:
@@ -103,14 +105,21 @@ def _chunks(session: SparkSession, artifact: Artifact, size: int) -> DataFrame:
                         [{"number": number, "content": file.read(chunk_bytes)}], schema
                     )
 
-    # Spark's Parquet reader holds whole files of so few rows in memory: eight chunks make one.
-    numbers = session.range(0, count, 1, max(1, count // 8))
+    # Spark's Parquet reader holds whole files of so few rows in memory.
+    numbers = session.range(0, count, 1, -(-count // CHUNKS_AT_ONCE) or 1)
     return numbers.mapInArrow(read, "number long, content binary")
 
 
 def _joined(chunks: DataFrame) -> bytes:
-    rows = sorted(chunks.select("number", "content").toLocalIterator(), key=lambda row: row.number)
-    return b"".join(bytes(row.content) for row in rows)
+    """The content of all chunks; a few at a time, since a task holds all rows of its partition in memory."""
+    parts: list[bytes] = []
+    while True:
+        number, content = F.col("number"), F.col("content")
+        wanted = (number >= len(parts)) & (number < len(parts) + CHUNKS_AT_ONCE)
+        rows = chunks.where(wanted).select(number, content).collect()
+        parts += [bytes(row.content) for row in sorted(rows, key=lambda row: row.number)]
+        if len(rows) < CHUNKS_AT_ONCE:
+            return b"".join(parts)
 
 
 @contextlib.contextmanager
