@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what they need.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test chaos lint setup setup-gpu clean
+.PHONY: demo test test-connect chaos lint setup setup-gpu clean
 
 demo: setup
 	python examples/demo.py
@@ -15,6 +15,10 @@ test: setup
 # What `make test` leaves out of it are the tests that break Spark or the network, or repeat: half an hour.
 chaos: setup
 	python -m pytest -m chaos --timeout 600
+
+# Not among the tests: a process is either a client of Spark Connect or has a Spark of its own.
+test-connect: setup
+	launch/with_connect.sh python -m pytest tests/spark/test_connect.py
 
 lint: setup
 	ruff check

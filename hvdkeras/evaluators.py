@@ -1,4 +1,4 @@
-"""Spark ML evaluators: how good a DataFrame's predictions are."""
+"""Spark ML evaluators: metrics of a DataFrame's predictions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hvdkeras.ml.stage import Stage, a_name, param
 class AccuracyEvaluator(Stage, Evaluator):
     """The share of the rows whose prediction is of the label's class.
 
-    Both columns may hold class numbers, or vectors or arrays: one-hot labels, probabilities, logits. Of
-    several values the index of the highest is the class; a single value in a vector is a probability, and
-    its class 1 above 0.5, as in Keras's binary accuracy. (`pyspark.ml`'s MulticlassClassificationEvaluator
-    and BinaryClassificationEvaluator have other metrics; the first reads what LabelIndexTransformer writes.)
+    Both columns may hold class numbers, or vectors or arrays: one-hot labels, probabilities, logits. The
+    class of several values is the index of the highest. A single value in a vector is a probability, and its
+    class is 1 above 0.5, as in Keras's binary accuracy. (`pyspark.ml`'s MulticlassClassificationEvaluator
+    and BinaryClassificationEvaluator compute other metrics, see docs/pipelines.md.)
 
     A null or NaN prediction counts as wrong.
 
@@ -32,7 +32,7 @@ class AccuracyEvaluator(Stage, Evaluator):
         super().__init__(label_col=label_col, prediction_col=prediction_col)
 
     def isLargerBetter(self) -> bool:
-        """Returns True: more right answers are better."""
+        """Returns True: a higher accuracy is better."""
         return True
 
     def _evaluate(self, dataset: DataFrame) -> float:
@@ -54,7 +54,7 @@ class AccuracyEvaluator(Stage, Evaluator):
         return row["right"] / row["rows"]
 
     def _class(self, dataset: DataFrame, argument: str) -> Column:
-        """The class number of each row of a column, as a double; null where there is none."""
+        """The class number of each row of a column, as a double; null for null or NaN."""
         name = self.getOrDefault(argument)
         dtype = self._type_of(dataset, name, argument)
         value = sql.column(name)

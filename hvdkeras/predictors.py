@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
-import pandas as pd
-from pyspark import SparkContext
 from pyspark.ml import Model
 from pyspark.ml.param import Param
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
 from hvdkeras.ml import expressions as sql
-from hvdkeras.ml.scoring import Scoring, content_key, fed_dtype, spark_type
-from hvdkeras.ml.stage import Stage, StageReader, StageWriter, at_least, names, new_names, one_of, param
+from hvdkeras.ml.classes import HasClassColumns
+from hvdkeras.ml.rows import UNEVEN, fed_dtype
+from hvdkeras.ml.scoring import Scoring, spark_type
+from hvdkeras.ml.stage import (
+    Stage,
+    StageReader,
+    StageWriter,
+    at_least,
+    names,
+    new_names,
+    one_of,
+    param,
+)
+from hvdkeras.ml.transport import Shipment, bound_batches, score_udf
 from hvdkeras.models.merging import merged
 from hvdkeras.models.saved import SavedModel, Tensor
 from hvdkeras.models.schema import as_list
@@ -25,20 +34,24 @@ from hvdkeras.models.serialization import model_from_bytes
 FORMS = ("array", "vector", "scalar")
 
 
-class ModelPredictor(Stage, Model):
-    """Adds a Keras model's predictions to a DataFrame, keeping its rows and columns.
+class ModelPredictor(HasClassColumns, Stage, Model):
+    """Adds a Keras model's predictions to a DataFrame, and keeps its rows and columns.
 
-    The executors compute, in batches that come through Arrow, on the GPU that Spark has given to the task or
-    that the host has, else on the task's cores. The model travels once, as `.keras` bytes; a Python worker
-    loads it once and keeps it for later partitions and jobs. Loading and transforming need no TensorFlow on
-    the driver. Memory of a worker depends on spark.sql.execution.arrow.maxRecordsPerBatch (10,000 rows by
-    default; lower it where a row is large), not on the size of a partition.
+    The executors compute, in batches of Arrow, on the GPU that Spark assigns to the task, else on a GPU of
+    the host, else on the task's cores. The model is sent to them once, as `.keras` bytes; a Python worker
+    loads it once and keeps it for later partitions and jobs. Loading and transforming import no TensorFlow on
+    the driver. A batch has at most 64 MB of features and predictions: where a row has more than 838 numbers,
+    `transform` lowers the session's spark.sql.execution.arrow.maxRecordsPerBatch and logs it.
 
-    As with any Python UDF, Spark moves a filter on the prediction below it and predicts the rows that remain
-    a second time. Where most remain, `cache()` before the filter.
+    As with any Python UDF, Spark computes the prediction for a filter on it, and a second time for the rows
+    that pass the filter. Where most rows pass, `cache()` before the filter.
 
-    A features column holds vectors (dense or sparse), arrays, nested or not, or plain numbers. A row whose
-    size is that of the model's input is accepted whatever its nesting.
+    A features column holds vectors (dense or sparse), arrays, nested or not, bytes, or plain numbers. A row
+    must hold as many numbers as the model's input, in any nesting.
+
+    For a classifier, `prediction_col`, `probability_col` and `raw_prediction_col` add the columns of Spark's
+    own classifiers, which its evaluators read. They are computed from the model's first output: a number for
+    each class, or a single one, that of class 1 of two classes.
 
     Args:
         keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must
@@ -49,24 +62,33 @@ class ModelPredictor(Stage, Model):
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
             "vector" (dense, doubles, flat) or "scalar" (for outputs of one number); one for all outputs or a
             list with one for each.
-        batch_size: rows a call of the model. 1,024 is where small models stop to gain on a CPU; GPUs and
-            tiny models may like more, big models on small GPUs less.
-        handle_invalid: what a row with a null or NaN among its features gets: "error" ends the job, "keep"
-            gives null.
+        batch_size: rows a call of the model. Above 1,024, the default, small models are no faster on a CPU;
+            GPUs and tiny models may be faster with more, and big models on small GPUs may need fewer.
+        handle_invalid: what becomes of a row that training refuses, with a null, NaN or an infinite value
+            among its features, or for an input of integers a fraction or a number out of its range: "error"
+            ends the job, "keep" predicts null.
         custom_objects: classes and functions by name that are not registered with Keras.
         disagreement_col: for a list of models, a column to add for each output with the members' standard
             deviation. Default: none.
+        prediction_col: column to add with the number of the most probable class, a double. Default: none.
+        probability_col: column to add with the vector of the classes' probabilities. Default: none.
+        raw_prediction_col: column to add with the vector of the classes' scores as the model gives them.
+            Default: none.
+        from_logits: whether the first output holds logits instead of probabilities; as in Keras's losses.
 
     Raises:
         ValueError: the model has no known inputs, shapes differ from row to row, or the numbers of columns
-            and of inputs or outputs differ.
+            and of inputs or outputs differ; or class columns are asked of a model whose first output is not
+            one axis of numbers.
     """
 
     features_col = param("features_col", "column for each of the model's inputs", names)
     output_col = param("output_col", "column to add for each of the model's outputs", new_names)
     output_type = param("output_type", "form of a prediction", lambda value: form_names(value))
     batch_size = param("batch_size", "rows a call of the model", at_least(1))
-    handle_invalid = param("handle_invalid", "what a row with null or NaN gets", one_of("error", "keep"))
+    handle_invalid = param(
+        "handle_invalid", "what becomes of a row that training refuses", one_of("error", "keep")
+    )
 
     def __init__(
         self,
@@ -78,6 +100,10 @@ class ModelPredictor(Stage, Model):
         handle_invalid: str = "error",
         custom_objects: Mapping[str, Any] | None = None,
         disagreement_col: str | Sequence[str] | None = None,
+        prediction_col: str | None = None,
+        probability_col: str | None = None,
+        raw_prediction_col: str | None = None,
+        from_logits: bool = False,
     ) -> None:
         if isinstance(keras_model, list | tuple):
             keras_model = merged(keras_model, disagreement=disagreement_col is not None)
@@ -93,12 +119,16 @@ class ModelPredictor(Stage, Model):
             output_type=output_type,
             batch_size=batch_size,
             handle_invalid=handle_invalid,
+            prediction_col=prediction_col,
+            probability_col=probability_col,
+            raw_prediction_col=raw_prediction_col,
+            from_logits=from_logits,
         )
         self._saved = keras_model if isinstance(keras_model, SavedModel) else SavedModel.of(keras_model)
         self._custom_objects = dict(custom_objects or {})
-        self._shipment: tuple[SparkContext, str, Any] | None = None
-        self._one_for_each(self.features_col, self._saved.inputs, "inputs")
+        self._shipment = Shipment(self._saved.content)
         self._forms()
+        self._class_names(self.getOrDefault("output_col"), self._saved.outputs[0])
 
     @property
     def keras_model(self) -> Any:
@@ -106,7 +136,7 @@ class ModelPredictor(Stage, Model):
         return model_from_bytes(self._saved.content, self._custom_objects)
 
     def predict(self, dataset: DataFrame) -> DataFrame:
-        """Does what `transform` does; the name is dist-keras's."""
+        """Returns `transform(dataset)`; the name is dist-keras's."""
         return self.transform(dataset)
 
     @classmethod
@@ -136,40 +166,53 @@ class ModelPredictor(Stage, Model):
             raise ValueError(f"{metadata['uid']}: {error}. Received: {path + '/model.keras'!r}") from None
         return {"keras_model": saved, **reader.options}
 
+    def udf(self, spark: SparkSession, name: str) -> Any:
+        """Registers the model as a function of Spark SQL: `SELECT score(features) FROM t`.
+
+        It takes the features columns, in the order of `features_col`, and returns a number for an output of
+        type "scalar", else a flat array, and for several outputs a struct whose fields are `output_col`.
+
+        Args:
+            spark: the session whose SQL gets the function.
+            name: the function's name.
+
+        Returns:
+            The function, for the DataFrame API.
+        """
+        forms = self._forms()
+        return spark.udf.register(name, self._udf(spark, forms, self.getOrDefault("output_col")))
+
     def _transform(self, dataset: DataFrame) -> DataFrame:
         features, outputs = self.getOrDefault("features_col"), self.getOrDefault("output_col")
-        forms = self._forms()
-        self._one_for_each(self.features_col, self._saved.inputs, "inputs")
-        arguments = [
-            self._argument(dataset, name, tensor)
-            for name, tensor in zip(features, self._saved.inputs, strict=True)
-        ]
-        for name in outputs:
-            self._check_new(dataset, name, "output_col")
-        tensors = self._saved.outputs
-        types = [
-            spark_type(tensor) if form == "scalar" else f"array<{spark_type(tensor)}>"
-            for tensor, form in zip(tensors, forms, strict=True)
-        ]
-        returned = types[0] if len(types) == 1 else ", ".join(f"_{i} {kind}" for i, kind in enumerate(types))
-        # A column of its own, for it is read more than once below and must be computed once.
+        forms, classes = self._forms(), self._class_names(outputs, self._saved.outputs[0])
+        arguments = [self._argument(dataset, *one) for one in zip(features, self._saved.inputs, strict=True)]
+        for argument, name in [*(("output_col", name) for name in outputs), *classes.items()]:
+            self._check_new(dataset, name, argument)
+        types = self._types(forms)
+        udf = self._udf(dataset.sparkSession, forms, [f"_{i}" for i in range(len(types))])
+        # A column of its own: the expressions below read it several times, and Spark computes it once.
         raw = f"{self.uid}_raw"
-        scored = dataset.withColumn(raw, _udf(self._scoring(dataset, forms), returned)(*arguments))
-        made = {}
-        for i, (name, tensor, form) in enumerate(zip(outputs, tensors, forms, strict=True)):
-            flat = sql.column(raw) if len(types) == 1 else sql.column(raw)[f"_{i}"]
-            made[name] = self._formed(flat, tensor, form)
-        return scored.withColumns(made).drop(raw)
+        flat = [sql.column(raw) if len(types) == 1 else sql.column(raw)[f"_{i}"] for i in range(len(types))]
+        made = {
+            name: self._formed(*one)
+            for name, *one in zip(outputs, flat, self._saved.outputs, forms, strict=True)
+        }
+        if classes:
+            scores = F.when(flat[0].isNotNull(), F.array(flat[0])) if forms[0] == "scalar" else flat[0]
+            made.update(self._class_columns(scores, self._saved.outputs[0]))
+        return dataset.withColumn(raw, udf(*arguments)).withColumns(made).drop(raw)
 
     def _argument(self, dataset: DataFrame, name: str, tensor: Tensor) -> Column:
-        """What is sent to the executors' Python of a features column."""
+        """The expression of a features column that is sent to the executors' Python."""
         dtype: DataType = self._type_of(dataset, name, "features_col")
-        if not (sql.is_vector(dtype) or sql.is_array(dtype) or (sql.is_scalar(dtype) and tensor.size == 1)):
+        fits = sql.is_vector(dtype) or sql.is_array(dtype) or sql.is_binary(dtype)
+        if not (fits or (sql.is_scalar(dtype) and tensor.size == 1)):
             expected = f"vectors or arrays of {tensor.size} numbers, for the model's input {tensor.name!r}"
             raise self._wrong_type(name, expected, dtype)
-        # A vector's doubles are rounded before they travel, which halves what does.
+        # A vector's doubles are rounded before they are sent, which halves the bytes.
         vectors_as = "float32" if fed_dtype(tensor) == "float32" else "float64"
-        return sql.flat(sql.column(name), dtype, vectors_as)
+        uneven = f"{self.uid}: column {name!r} must hold {UNEVEN}"
+        return sql.flat(sql.column(name), dtype, vectors_as, uneven)
 
     @staticmethod
     def _formed(flat: Column, tensor: Tensor, form: str) -> Column:
@@ -177,9 +220,18 @@ class ModelPredictor(Stage, Model):
             return sql.vector(flat)
         return sql.reshape(flat, tensor.shape) if form == "array" and len(tensor.shape) > 1 else flat
 
-    def _scoring(self, dataset: DataFrame, forms: Sequence[str]) -> Scoring:
-        key, broadcast = self._ship(dataset.sparkSession.sparkContext)
-        return Scoring(
+    def _types(self, forms: Sequence[str]) -> list[str]:
+        """Spark's type of each output as the executors return it."""
+        return [
+            spark_type(tensor) if form == "scalar" else f"array<{spark_type(tensor)}>"
+            for tensor, form in zip(self._saved.outputs, forms, strict=True)
+        ]
+
+    def _udf(self, session: SparkSession, forms: Sequence[str], fields: Sequence[str]) -> Any:
+        """The model as a pandas UDF; a struct of several outputs has these fields."""
+        bound_batches(session, sum(tensor.size for tensor in (*self._saved.inputs, *self._saved.outputs)))
+        key, shipment = self._shipment.send(session, self._all_custom_objects())
+        scoring = Scoring(
             stage=self.uid,
             columns=tuple(self.getOrDefault("features_col")),
             inputs=self._saved.inputs,
@@ -188,19 +240,12 @@ class ModelPredictor(Stage, Model):
             batch_size=self.getOrDefault("batch_size"),
             keep_invalid=self.getOrDefault("handle_invalid") == "keep",
             key=key,
-            shipment=broadcast,
+            shipment=shipment,
         )
-
-    def _ship(self, context: SparkContext) -> tuple[str, Any]:
-        """Broadcasts the model once for each Spark context."""
-        if self._shipment is None or self._shipment[0] is not context:
-            pickled = cloudpickle.dumps(self._all_custom_objects())
-            key = content_key(self._saved.content, pickled)
-            self._shipment = (context, key, context.broadcast((self._saved.content, pickled)))
-        return self._shipment[1:]
+        return score_udf(scoring, list(zip(fields, self._types(forms), strict=True)))
 
     def _all_custom_objects(self) -> dict[str, Any]:
-        """What the executors can't know: objects given as an argument or registered on this driver."""
+        """Custom objects for the executors: those given, and those registered with Keras on this driver."""
         if not any(">" in name for name in self._saved.registered_names):
             return self._custom_objects
         import keras
@@ -218,7 +263,8 @@ class ModelPredictor(Stage, Model):
             )
 
     def _forms(self) -> list[str]:
-        """The form of each output."""
+        """The form of each output; checks the columns of inputs and outputs."""
+        self._one_for_each(self.features_col, self._saved.inputs, "inputs")
         tensors = self._saved.outputs
         self._one_for_each(self.output_col, tensors, "outputs")
         forms = self.getOrDefault("output_type")
@@ -235,16 +281,6 @@ class ModelPredictor(Stage, Model):
                     f"{tensor.name!r} of shape {tensor.shape}"
                 )
         return forms
-
-
-def _udf(scoring: Scoring, returned: str) -> Any:
-    def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        return scoring(batches)
-
-    # Spark reads what kind of function it is from the annotations, which are text in this module.
-    result = pd.DataFrame if ", " in returned else pd.Series
-    score.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[result]}
-    return F.pandas_udf(score, returned)
 
 
 def form_names(value: Any) -> list[str]:

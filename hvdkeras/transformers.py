@@ -1,7 +1,8 @@
-"""Spark ML transformers with the names and arguments of dist-keras's, computed in the JVM by Spark SQL.
+"""Spark ML transformers with dist-keras's names and arguments, computed in the JVM by Spark SQL.
 
-All keep the columns and the rows of the DataFrame and give null for null. An output column must be new, or
-the stage's input, which it then replaces. Vectors may be dense or sparse; arrays of numbers are taken too.
+Each keeps the rows and the columns of its DataFrame; a null input gives null. An output column must be new,
+or be the stage's input, which it then replaces. Vectors may be dense or sparse; arrays of numbers are
+accepted too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 
 
 class _OneColumn(Stage, Transformer):
-    """From one column to one column."""
+    """A transformer that reads one column and adds one."""
 
     input_col = param("input_col", "name of the column to read", a_name)
     output_col = param("output_col", "name of the column to add", a_name)
@@ -60,23 +61,23 @@ class _OneColumn(Stage, Transformer):
 class LabelIndexTransformer(_OneColumn):
     """Turns a prediction into the index of its class, as a double, which Spark's evaluators read.
 
-    The index of the highest value; on equal values the first. NaN counts as the lowest.
+    That is the index of the highest value, and of the first among equal values. NaN counts as the lowest.
 
     Args:
         output_dim: number of values of a prediction, at least 2. (For a single sigmoid output use
             `pyspark.ml.feature.Binarizer`.)
         input_col: column of vectors or arrays.
         output_col: column to add.
-        default_index: answer where nothing decides: all values are NaN or, with a threshold, none is
-            positive.
-        activation_threshold: with a number, dist-keras's rule: the first value that reaches it wins; where
-            none does, the highest positive one. For softmax outputs and its 0.55 that is the highest value,
-            which None, the default, takes for any output.
+        default_index: index for a row of NaN only and, with a threshold, for a row without a positive
+            value.
+        activation_threshold: a number selects dist-keras's rule: the index of the first value that reaches
+            it, else that of the highest positive value. dist-keras's 0.55 selects a softmax output's highest
+            value. Default: None, the highest value of any output.
     """
 
     output_dim = param("output_dim", "number of values of a prediction", at_least(2))
-    default_index = param("default_index", "index where nothing decides", at_least(0))
-    activation_threshold = param("activation_threshold", "first value to reach it wins", a_number)
+    default_index = param("default_index", "index for a row without a highest value", at_least(0))
+    activation_threshold = param("activation_threshold", "number that the first value must reach", a_number)
 
     def __init__(
         self,
@@ -103,11 +104,11 @@ class LabelIndexTransformer(_OneColumn):
 
 
 class OneHotTransformer(_OneColumn):
-    """Turns a class number into a dense vector with a one at its place.
+    """Turns a class number into a dense vector with a one at that index.
 
     `pyspark.ml.feature.OneHotEncoder` learns the number of classes from the data, drops the last class by
-    default and gives sparse vectors. Here the number is given and the vector is what a loss like
-    categorical_crossentropy compares an output with. A label that is no class number fails the job.
+    default and returns sparse vectors. Here `output_dim` is that number, and the vector has the form of the
+    labels of a loss like categorical_crossentropy. A label that is not a class number ends the job.
 
     Args:
         output_dim: number of classes.
@@ -148,9 +149,9 @@ class MinMaxTransformer(_OneColumn):
 
     Args:
         o_min: lowest value of the original range.
-        o_max: highest value of the original range. Values outside of the range are mapped all the same.
-        n_min: what o_min becomes.
-        n_max: what o_max becomes.
+        o_max: highest value of the original range. Values outside of it are mapped by the same equation.
+        n_min: lowest value of the new range.
+        n_max: highest value of the new range.
         input_col: column of vectors or arrays, or of numbers without `is_vector`.
         output_col: column to add, of vectors for vectors, arrays of doubles for arrays, else doubles.
         is_vector: whether a row holds several numbers.
@@ -158,8 +159,8 @@ class MinMaxTransformer(_OneColumn):
 
     o_min = param("o_min", "lowest value of the original range", a_number)
     o_max = param("o_max", "highest value of the original range", a_number)
-    n_min = param("n_min", "what o_min becomes", a_number)
-    n_max = param("n_max", "what o_max becomes", a_number)
+    n_min = param("n_min", "lowest value of the new range", a_number)
+    n_max = param("n_max", "highest value of the new range", a_number)
     is_vector = param("is_vector", "whether a row holds several numbers", bool)
 
     def __init__(
@@ -202,7 +203,7 @@ class MinMaxTransformer(_OneColumn):
         slope, intercept = self._line()
 
         def scaled(x: Column) -> Column:
-            # Spark computes lambdas an operation at a time: where both ranges start at 0, spare one.
+            # Spark interprets lambdas, an operation at a time: an addition of 0 is left out.
             product = x.cast("double") * slope
             return product + intercept if intercept else product
 
@@ -213,15 +214,15 @@ class MinMaxTransformer(_OneColumn):
 
 
 class ReshapeTransformer(_OneColumn):
-    """Gives vectors or arrays another shape, as nested arrays, in row-major order as NumPy's reshape.
+    """Reshapes vectors or arrays to nested arrays, in row-major order as NumPy's reshape.
 
-    Use it as the last stage before a model: few other stages read nested arrays. Models take flat rows of
-    the right size too, whatever the shape of their input.
+    Use it as the last stage before a model: few other stages read nested arrays. Trainers and
+    `ModelPredictor` do not need it: they accept flat rows of the size of the model's input.
 
     Args:
         input_col: column of vectors or of arrays, nested or not.
         output_col: column to add: arrays nested once for each axis.
-        shape: sizes of the axes, for example (28, 28, 1). Rows of another size fail the job.
+        shape: sizes of the axes, for example (28, 28, 1). Rows of another size end the job.
     """
 
     shape = param("shape", "sizes of the axes", lambda value: _shape(value))

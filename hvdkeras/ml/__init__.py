@@ -1,1 +1,1 @@
-"""What the `pyspark.ml` stages share."""
+"""What the `pyspark.ml` stages share: saving and loading, checks of columns, SQL expressions, scoring."""

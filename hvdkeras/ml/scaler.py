@@ -1,4 +1,4 @@
-"""Standardisation: the one transformer of dist-keras that has to measure the data first."""
+"""Standardisation: the one transformer of dist-keras whose parameters come from the data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hvdkeras.ml.stage import Stage, new_names, param
 class StandardTransformer(Stage, Estimator):
     """Centers columns to mean 0 and scales them to standard deviation 1.
 
-    In dist-keras a transformer that measured whatever DataFrame it was given, so that test data were scaled
-    by their own statistics. Here an estimator: `StandardTransformer(columns).fit(train)` measures, in one
-    pass over all columns, and the model that it returns transforms any DataFrame alike. In a `Pipeline`
-    nothing changes.
+    `StandardTransformer(columns).fit(train)` computes the statistics of all columns in one pass, and the
+    model that it returns scales every DataFrame by them. dist-keras's class of this name is a transformer: it
+    scales each DataFrame, test data too, by that DataFrame's own statistics. A `Pipeline` with it needs no
+    change.
 
     The standard deviation is the population's, as in dist-keras and scikit-learn;
     `pyspark.ml.feature.StandardScaler`, for one vector column, uses the sample's. Columns without any spread
     become 0. Nulls are left out of the statistics.
 
     Args:
-        columns: columns to scale, a name or a list: numbers, or vectors or arrays, whose elements are
-            measured each by itself.
-        suffix: what is added to a column's name for the column that holds the result.
+        columns: columns to scale, a name or a list: numbers, or vectors or arrays, each element of
+            which has statistics of its own.
+        suffix: text after a column's name that makes the name of its result's column.
     """
 
     columns = param("columns", "names of the columns to scale", new_names)
@@ -68,14 +68,16 @@ class StandardTransformer(Stage, Estimator):
             )
         if sql.is_vector(dtype) or sql.is_array(dtype):
             vectors = value if sql.is_vector(dtype) else sql.vector(sql.flat(value, dtype))
-            # Summarizer reads every row, also those without weight, and fails at a null.
-            stand_in = sql.vector(F.array(F.lit(0.0)))
+            # Summarizer reads rows of weight 0, too, and fails at a null.
+            placeholder = sql.vector(F.array(F.lit(0.0)))
             weight = F.when(value.isNull(), 0.0).otherwise(1.0)
-            return Summarizer.metrics("count", "mean", "std").summary(F.coalesce(vectors, stand_in), weight)
+            return Summarizer.metrics("count", "mean", "std").summary(
+                F.coalesce(vectors, placeholder), weight
+            )
         raise self._wrong_type(name, "numbers, or vectors or arrays of numbers", dtype)
 
     def transform(self, dataset: DataFrame) -> DataFrame:
-        """Tells that the statistics must be fitted first.
+        """Refuses: the statistics must be fitted first.
 
         Raises:
             TypeError: always.
@@ -86,12 +88,12 @@ class StandardTransformer(Stage, Estimator):
 
 
 class StandardTransformerModel(Stage, Model):
-    """What `StandardTransformer.fit` returns: (x - mean) / deviation for each column.
+    """Computes (x - mean) / deviation for each column; `StandardTransformer.fit` returns it.
 
     Args:
         columns: columns to scale.
-        suffix: what is added to a column's name for the column that holds the result: of doubles for
-            numbers, of vectors for vectors, of arrays of doubles for arrays.
+        suffix: text after a column's name that makes the name of its result's column. Numbers give doubles,
+            vectors give vectors, and arrays give arrays of doubles.
         means: for each column its mean, a number, or a list of them for vectors and arrays.
         deviations: for each column its standard deviation, likewise.
     """

@@ -1,4 +1,4 @@
-"""What an executor does with a model: load it once, turn rows into tensors and tensors into columns."""
+"""The executors' part of a predictor: load a model once, turn rows into tensors and outputs into columns."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from hvdkeras.ml.rows import fed_dtype, flat_rows, stack, vector_rows
 from hvdkeras.models.saved import Tensor
 from hvdkeras.models.serialization import model_from_bytes
 
-# Models that a Python worker keeps. A worker of a long session scores with many, one after another.
+# How many models a Python worker keeps: in a long session it scores with many, one after another.
 MODELS_KEPT = 4
 _models: OrderedDict[str, Callable[..., list[Any]]] = OrderedDict()
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """One predictor's work on the executors.
+    """What the executors compute for one predictor.
 
     Args:
         stage: name of the stage, for messages.
         columns: names of the features columns, one for each input.
         inputs: the model's inputs.
         outputs: the model's outputs.
-        scalar: for each output, whether a row gets a number rather than an array.
+        scalar: for each output, whether a row's value is a number rather than an array.
         batch_size: rows a call of the model.
-        keep_invalid: whether a row with null or NaN gets null, rather than ending the job.
+        keep_invalid: whether an invalid row becomes null; otherwise it ends the job.
         key: hash of the model and of its custom objects.
-        shipment: broadcast of the `.keras` bytes and the pickled custom objects.
+        shipment: object whose `value` is the `.keras` bytes and the pickled custom objects, see `Shipment`.
     """
 
     stage: str
@@ -88,27 +89,36 @@ class Scoring:
             part = slice(start, min(start + self.batch_size, rows))
             tensors = []
             for column, tensor in zip(values, self.inputs, strict=True):
-                stacked, nan = _stack(column[part], tensor)
+                stacked, wrong = stack(column[part], tensor)
                 tensors.append(stacked)
-                invalid[part] |= nan
+                invalid[part] |= wrong
             for result, output in zip(results, model(*tensors), strict=True):
                 result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)
         if invalid.any() and not self.keep_invalid:
+            wrong = invalid.sum()
             raise ValueError(
-                f"{self.stage}: {_listed(self.columns)} must hold neither null nor NaN. Received: "
-                f"{invalid.sum()} such rows in a batch of {rows}. handle_invalid='keep' gives them null"
+                f"{self.stage}: {_listed(self.columns)} must hold finite numbers in every row, and whole "
+                f"ones in their range for an input of integers. Received: others, or null, in {wrong} of "
+                f"{rows} rows of a batch. handle_invalid='keep' predicts null for them"
             )
         made = [_column(result, scalar, invalid) for result, scalar in zip(results, self.scalar, strict=True)]
         return made[0] if len(made) == 1 else pd.DataFrame({f"_{i}": one for i, one in enumerate(made)})
 
     def _rows(self, column: pd.Series, name: str, tensor: Tensor, invalid: np.ndarray) -> np.ndarray:
-        """Checks a column's rows, marks the null ones as invalid and puts zeros in their place."""
-        null = column.isna().to_numpy()
-        invalid |= null
+        """Checks the sizes of a column's rows, marks null ones as invalid and makes them zeros."""
+        if isinstance(column, pd.DataFrame):
+            column = vector_rows(column)
         if column.dtype != object:
+            null = column.isna().to_numpy()
+            invalid |= null
             return column.fillna(0).to_numpy() if null.any() else column.to_numpy()
-        values = column.to_numpy()
+        try:
+            values = flat_rows(column.to_numpy())
+        except ValueError as error:
+            raise ValueError(f"{self.stage}: column {name!r} must hold {error}") from None
+        null = np.fromiter((row is None for row in values), bool, len(values))
         if null.any():
+            invalid |= null
             values = values.copy()
             zeros = np.zeros(tensor.size, np.float32)
             for row in np.flatnonzero(null):
@@ -133,29 +143,29 @@ def prepare_worker() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     task = TaskContext.get()
     given = task.resources().get("gpu")
-    # Workers without a GPU of their own from Spark take those of the host in turn.
+    # Where Spark assigns no GPU to the task, tasks take the host's GPUs in turn, by partition.
     gpu.pin(task.partitionId(), devices=given.addresses if given else None)
     gpu.limit_threads(1, threads=task.cpus())
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
 
-    # Spark collects a worker's garbage after every task. Without looking through TensorFlow's modules,
-    # which stay anyway, that takes 0.2 seconds less.
+    # Spark runs the garbage collector after every task. Frozen objects, those of TensorFlow's modules here,
+    # are left out, which saves 0.2 seconds a task.
     gc.freeze()
 
 
 def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
     """Returns a function from batches of the inputs, of any number of rows, to a list of the outputs.
 
-    A signature that leaves the rows open is traced once; `model.predict` would be traced again for a new
-    size of the last batch, and has a callback's work to do for every call.
+    The signature has an unknown number of rows, so that TensorFlow traces it once. `model.predict` is traced
+    again for a last batch of another size, and runs callbacks at every call.
     """
     import keras
     import tensorflow as tf
 
     signature = [tf.TensorSpec((None, *t.shape), fed_dtype(t)) for t in inputs]
 
-    # The same graph between flat lists, whatever dicts the model takes and gives.
+    # The same graph from a flat list to a flat list, also where the model's inputs or outputs are dicts.
     flat = keras.Model(model.inputs, model.outputs)
 
     @tf.function(input_signature=signature)
@@ -175,15 +185,10 @@ def content_key(*parts: bytes) -> str:
 
 
 def spark_type(tensor: Tensor) -> str:
-    """Returns Spark's name of the type in which an output's numbers come back."""
+    """Returns Spark's name of the type that an output's numbers have in a DataFrame."""
     return {"float": "float", "double": "double", "int32": "int", "int64": "bigint"}[
         str(_arrow_dtype(tensor))
     ]
-
-
-def fed_dtype(tensor: Tensor) -> np.dtype:
-    """Returns the dtype in which an input is fed; NumPy has no bfloat16, to which Keras casts."""
-    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
 
 
 def _arrow_dtype(tensor: Tensor) -> pa.DataType:
@@ -194,28 +199,11 @@ def _arrow_dtype(tensor: Tensor) -> pa.DataType:
     return pa.float32() if "float" in tensor.dtype else pa.int32()
 
 
-def _stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Puts rows together as one array of the tensor's shape and dtype.
-
-    Also tells which of them held NaN; these are zeros now.
-    """
-    dtype = fed_dtype(tensor)
-    if values.dtype == object:
-        # Floats are cast while they are copied. For whole numbers NaN must be seen before it is cast.
-        values = np.concatenate(values, dtype=dtype if dtype.kind == "f" else None, casting="unsafe")
-    rows = values.reshape(-1, tensor.size)
-    nan = np.isnan(rows).any(axis=1) if rows.dtype.kind == "f" else np.zeros(len(rows), bool)
-    if nan.any():
-        # As a whole number NaN is anything, also an index that a layer would refuse.
-        rows = np.where(nan[:, None], 0, rows)
-    return rows.astype(dtype, copy=False).reshape(-1, *tensor.shape), nan
-
-
 class _Numbers(pd.arrays.ArrowExtensionArray):
-    """Numbers that are in Arrow's form already.
+    """An Arrow array on which `map` does nothing.
 
-    Spark maps every row of an array column to a list of Python numbers before it makes an Arrow array of
-    them: 0.1 microseconds a number, more than many a model needs for it.
+    pyspark calls `map` on a column of arrays to turn every row into a list of Python numbers, of which it
+    makes an Arrow array: 0.1 microseconds a number, longer than many models take to compute it.
     """
 
     def map(self, mapper: Any, na_action: Any = None) -> _Numbers:
@@ -223,7 +211,7 @@ class _Numbers(pd.arrays.ArrowExtensionArray):
 
 
 def _column(result: np.ndarray, scalar: bool, invalid: np.ndarray) -> pd.Series:
-    """Makes a column of an output, with null where the row is invalid."""
+    """Returns a column of an output, with null in the invalid rows."""
     if scalar:
         made = pa.array(result.ravel(), mask=invalid)
     else:

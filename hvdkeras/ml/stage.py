@@ -8,15 +8,16 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
-from py4j.protocol import Py4JJavaError
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType
 
-# Raised when a stage's folder changes in a way that an older hvdkeras would misread.
+from hvdkeras.ml import files
+from hvdkeras.ml.transport import is_connect
+
+# Increased when a stage's folder changes in a way that an older hvdkeras would misread.
 FORMAT = 1
-CHUNK_BYTES = 1 << 22
 
 
 class Stage(Params, MLReadable, MLWritable):
@@ -40,12 +41,12 @@ class Stage(Params, MLReadable, MLWritable):
         return StageReader(cls, options)
 
     def _save_more(self, writer: StageWriter, path: str) -> dict[str, Any]:
-        """Saves what parameters can't hold; returns what the metadata should say about it."""
+        """Saves what the params do not hold, and returns the metadata about it."""
         return {}
 
     @classmethod
     def _load_more(cls, reader: StageReader, path: str, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Loads what parameters can't hold; returns it as arguments of the constructor."""
+        """Loads what `_save_more` saved, and returns it as arguments of the constructor."""
         return {}
 
     def _type_of(self, dataset: DataFrame, name: str, argument: str) -> DataType:
@@ -67,12 +68,14 @@ class Stage(Params, MLReadable, MLWritable):
         """Refuses to overwrite a column, unless it is the stage's own input.
 
         Raises:
-            ValueError: the column exists.
+            ValueError: the column exists, or one whose name differs in case only: Spark takes them for one.
         """
-        if name in dataset.columns and name not in inputs:
+        existing = [one for one in dataset.columns if one.lower() == name.lower()]
+        if existing and name not in inputs:
+            there = "which exists already" if name in existing else f"and {existing[0]!r} exists already"
             raise ValueError(
                 f"{self.uid}: {argument} must be the name of a new column, or that of the input. "
-                f"Received: {name!r}, which exists already"
+                f"Received: {name!r}, {there}"
             )
 
     def _wrong_type(self, name: str, expected: str, received: DataType) -> ValueError:
@@ -82,7 +85,7 @@ class Stage(Params, MLReadable, MLWritable):
 
 
 def param(name: str, doc: str, convert: Callable[[Any], Any]) -> Param:
-    """Makes a parameter; `convert` returns the value to keep, or raises ValueError with the constraint."""
+    """Returns a param; `convert` returns the value to store, or raises ValueError with the constraint."""
 
     def check(value: Any) -> Any:
         try:
@@ -112,9 +115,13 @@ def names(value: Any) -> list[str]:
 
 def new_names(value: Any) -> list[str]:
     values = names(value)
-    if len(set(values)) != len(values):
-        raise ValueError("names of different columns")
+    if len({one.lower() for one in values}) != len(values):
+        raise ValueError("names of different columns, which case alone does not make different")
     return values
+
+
+def or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
 
 
 def a_number(value: Any) -> float:
@@ -145,31 +152,32 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
 
 class StageWriter(MLWriter):
-    """Writes parameters and versions as Spark's own stages do, then what the stage adds."""
+    """Writes a stage's own files, then params and versions in the form of Spark's stages."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self._stage = stage
 
     def saveImpl(self, path: str) -> None:
-        # First, so that a folder with metadata is a whole stage.
+        # The metadata is written last: a folder with metadata is a complete stage.
         more = self._stage._save_more(self, path)
         more["hvdkeras"] = {"format": FORMAT, "version": version("hvdkeras")}
-        DefaultParamsWriter.saveMetadata(self._stage, path, self.sc, extraMetadata=more)
+        session = self.sparkSession
+        line = DefaultParamsWriter._get_metadata_to_save(self._stage, session, extraMetadata=more)
+        files.write_text(session, f"{path}/metadata", line, self.shouldOverwrite)
 
     def write_bytes(self, path: str, content: bytes) -> None:
-        """Writes a new file on any file system that Spark's Hadoop knows."""
-        target = self.sc._jvm.org.apache.hadoop.fs.Path(path)
-        stream = target.getFileSystem(self.sc._jsc.hadoopConfiguration()).create(target, False)
-        try:
-            for start in range(0, len(content), CHUNK_BYTES):
-                stream.write(content[start : start + CHUNK_BYTES])
-        finally:
-            stream.close()
+        """Writes a file on any file system that Spark knows."""
+        files.write_bytes(self.sparkSession, path, content, self.shouldOverwrite)
+
+    def _handleOverwrite(self, path: str) -> None:
+        # On Spark Connect, which can't remove a folder, each file is overwritten by itself.
+        if not is_connect(self.sparkSession):
+            super()._handleOverwrite(path)
 
 
 class StageReader(MLReader):
-    """Reads what a `StageWriter` wrote, and refuses what it can't understand."""
+    """Reads what a `StageWriter` wrote, and refuses newer formats and damaged files."""
 
     def __init__(self, cls: type[Stage], options: dict[str, Any]) -> None:
         super().__init__()
@@ -192,15 +200,13 @@ class StageReader(MLReader):
     def _metadata(self, path: str) -> dict[str, Any]:
         name = self._cls.__name__
         try:
-            lines = self.sc.textFile(f"{path}/metadata", 1).take(1)
-        except Py4JJavaError as error:
-            if "does not exist" not in str(error.java_exception):
-                raise
+            line = files.read_text(self.sparkSession, f"{path}/metadata")
+        except FileNotFoundError:
             raise FileNotFoundError(f"{name}: there is no saved stage. Received: {path!r}") from None
         try:
-            metadata = json.loads(lines[0])
+            metadata = json.loads(line)
             saved, written = metadata["class"], metadata["hvdkeras"]
-        except (IndexError, KeyError, ValueError):
+        except (KeyError, ValueError):
             raise ValueError(
                 f"{name}: the metadata of a saved stage is damaged. Received: {path!r}"
             ) from None
@@ -214,21 +220,13 @@ class StageReader(MLReader):
         return metadata
 
     def read_bytes(self, path: str) -> bytes:
-        """Reads a file from any file system that Spark's Hadoop knows.
+        """Reads a file from any file system that Spark knows.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        source = self.sc._jvm.org.apache.hadoop.fs.Path(path)
-        system = source.getFileSystem(self.sc._jsc.hadoopConfiguration())
-        if not system.exists(source):
-            raise FileNotFoundError(f"{self._cls.__name__}: a file of the saved stage is missing: {path!r}")
-        size = system.getFileStatus(source).getLen()
-        read = self.sc._jvm.org.apache.commons.io.IOUtils.toByteArray
-        stream = system.open(source)
         try:
-            return b"".join(
-                read(stream, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES)
-            )
-        finally:
-            stream.close()
+            return files.read_bytes(self.sparkSession, path)
+        except FileNotFoundError:
+            name = self._cls.__name__
+            raise FileNotFoundError(f"{name}: a file of the saved stage is missing: {path!r}") from None

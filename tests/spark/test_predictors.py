@@ -8,10 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from pyspark.ml import Pipeline
+from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
+from sklearn.metrics import roc_auc_score
 
-from hvdkeras.ml import scoring
+from hvdkeras.ml import expressions as sql
+from hvdkeras.ml import files, scoring, transport
+from hvdkeras.ml.rows import flat_rows
 from hvdkeras.predictors import ModelPredictor
 from hvdkeras.transformers import (
     BinaryLabelTransformer,
@@ -195,7 +199,8 @@ def test_null_elements_of_whole_numbers_are_invalid_too(keras, spark):
 
 def test_invalid_rows_end_the_job_by_default(holes, model):
     with pytest.raises(
-        Exception, match=r"ModelPredictor_\w+: column 'features' must hold neither null nor NaN. Rec"
+        Exception,
+        match=r"ModelPredictor_\w+: column 'features' must hold finite numbers in .*in 3 of 6 rows",
     ):
         ModelPredictor(model).transform(holes).collect()
 
@@ -255,7 +260,7 @@ def test_bad_input_is_refused_on_the_driver(keras, data, model):
 
 def test_a_worker_loads_a_model_once(spark, data, model):
     predictor = ModelPredictor(model, "array")
-    key = predictor._ship(spark.sparkContext)[0]
+    key = predictor._shipment.send(spark, {})[0]
 
     # A UDF, for Spark has other workers for RDDs.
     @functions.pandas_udf("string")
@@ -330,6 +335,12 @@ def test_damaged_files_are_refused(spark, model, tmp_path):
         ModelPredictor.load(str(path))
 
 
+def test_the_form_in_which_spark_connect_saves_a_model_is_read(spark, tmp_path):
+    chunks = [(1, bytearray(b"second")), (0, bytearray(b"first "))]
+    spark.createDataFrame(chunks, "number int, content binary").write.parquet(str(tmp_path / "model.keras"))
+    assert files.read_bytes(spark, str(tmp_path / "model.keras")) == b"first second"
+
+
 FRESH_PROCESS = """
 import sys
 from pyspark.ml import PipelineModel
@@ -368,3 +379,176 @@ def test_all_stages_and_a_pipeline_in_a_fresh_process(spark, data, model, tmp_pa
     assert result.select("id", *columns).orderBy("id").collect() == (
         wanted.select("id", *columns).orderBy("id").collect()
     )
+
+
+def test_a_batch_is_bounded_by_bytes(spark, data, model, values, monkeypatch, caplog):
+    monkeypatch.setattr(transport, "BATCH_BYTES", 5 * 8 * (SIZE + 3))
+    default = spark.conf.get(BATCH_ROWS)
+    assert int(default) > 5
+    try:
+        scored = ModelPredictor(model, "array").transform(data)
+        assert spark.conf.get(BATCH_ROWS) == "5"
+        assert f"{BATCH_ROWS} of this session is 5 now (it was {default})" in caplog.text
+        np.testing.assert_allclose(collected(scored), model.predict(values, verbose=0), rtol=0, atol=1e-6)
+        count = functions.pandas_udf(lambda ids: pd.Series(len(ids), ids.index), "int")
+        assert max(row.rows for row in data.coalesce(1).select(count("id").alias("rows")).collect()) == 5
+        # A lower number of the user's own stays.
+        spark.conf.set(BATCH_ROWS, 3)
+        ModelPredictor(model).udf(spark, "bounded")
+        assert spark.conf.get(BATCH_ROWS) == "3"
+    finally:
+        spark.conf.unset(BATCH_ROWS)
+
+
+def test_rows_that_training_refuses_are_invalid(keras, spark):
+    model = keras.Sequential([keras.Input((2,), dtype="int8"), keras.layers.Embedding(5, 1)])
+    rows = [[1.0, 2.0], [1.5, 2.0], [float("inf"), 1.0], [128.0, 1.0], [-129.0, 1.0], [3.0, 4.0]]
+    frame = spark.createDataFrame([(i, row) for i, row in enumerate(rows)], "id int, features array<double>")
+    kept = ModelPredictor(model, handle_invalid="keep").transform(frame.coalesce(1)).orderBy("id").collect()
+    assert [row.prediction is None for row in kept] == [False, True, True, True, True, False]
+    floats = keras.Sequential([keras.Input((2,)), keras.layers.Identity()])
+    # 1e39 is infinite as the float32 that the model gets.
+    rows = [[1.0, 2.0], [float("-inf"), 2.0], [1e39, 1.0], [3.0, 4.0]]
+    frame = spark.createDataFrame([(i, row) for i, row in enumerate(rows)], "id int, features array<double>")
+    kept = ModelPredictor(floats, handle_invalid="keep").transform(frame.coalesce(1)).orderBy("id").collect()
+    assert [row.prediction for row in kept] == [[1.0, 2.0], None, None, [3.0, 4.0]]
+
+
+def test_bytes_nested_nulls_and_uneven_arrays_also_in_sql(keras, spark):
+    model = keras.Sequential([keras.Input((2, 2)), keras.layers.Flatten()])
+    schema = "id int, nested array<array<double>>, bytes binary"
+    rows = [(0, [[1.0, 2.0], [3.0, 4.0]], bytearray(b"\x01\x02\x03\xff")), (1, [[1.0, 2.0], None], None)]
+    frame = spark.createDataFrame(rows, schema).coalesce(1)
+    vector = functions.expr("IF(id = 0, nested, NULL)")
+    frame = frame.withColumn("vector", sql.vector(functions.flatten(vector)))
+    predictor = ModelPredictor(model, "nested", handle_invalid="keep")
+    of_bytes = predictor.copy({predictor.features_col: ["bytes"]})
+    assert collected(predictor.transform(frame.where("id = 0"))).tolist() == [[1, 2, 3, 4]]
+    assert predictor.transform(frame.where("id = 1")).first().prediction is None
+    assert [row.prediction for row in of_bytes.transform(frame).collect()] == [[1, 2, 3, 255], None]
+
+    predictor.udf(spark, "flat_score")
+    frame.createOrReplaceTempView("forms")
+    query = "SELECT flat_score(nested), flat_score(bytes), flat_score(vector) FROM forms ORDER BY id"
+    assert [list(row) for row in spark.sql(query).collect()] == [
+        [[1, 2, 3, 4], [1, 2, 3, 255], [1, 2, 3, 4]],
+        [None, None, None],
+    ]
+    uneven = spark.createDataFrame([(0, [[1.0, 2.0, 3.0], [4.0]], None)], schema)
+    with pytest.raises(Exception, match="column 'nested' must hold nested arrays of equal lengths"):
+        predictor.transform(uneven).collect()
+    # SQL sends nested arrays to Python as they are.
+    row = np.empty(2, object)
+    row[:] = [np.ones(3), np.ones(1)]
+    with pytest.raises(ValueError, match="nested arrays of equal lengths. Received: a row of arrays of 1"):
+        flat_rows([row, None])
+
+
+def test_class_columns_are_what_sparks_evaluators_read(keras, data, model, values, tmp_path):
+    names = {"prediction_col": "prediction", "probability_col": "probability", "raw_prediction_col": "raw"}
+    scores = model.predict(values, verbose=0)
+    predictor = ModelPredictor(model, "dense", "scores", **names)
+    predictor.save(str(tmp_path / "predictor"))
+    frame = ModelPredictor.load(str(tmp_path / "predictor")).transform(data)
+    assert frame.columns == [*data.columns, "scores", "prediction", "probability", "raw"]
+    np.testing.assert_array_equal(collected(frame), scores.argmax(axis=1))
+    for name in ("probability", "raw"):
+        np.testing.assert_allclose(collected(frame, name), scores, rtol=0, atol=1e-6)
+    labelled = frame.withColumn("label", functions.lit(1.0))
+    accuracy = MulticlassClassificationEvaluator(metricName="accuracy").evaluate(labelled)
+    assert accuracy == pytest.approx((scores.argmax(axis=1) == 1).mean())
+    assert MulticlassClassificationEvaluator(metricName="logLoss").evaluate(labelled) == pytest.approx(
+        -np.log(scores[:, 1]).mean(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("output_type", ["array", "scalar"])
+def test_class_columns_of_logits_and_of_one_score(keras, data, values, output_type):
+    names = {"prediction_col": "class", "probability_col": "probability", "raw_prediction_col": "raw"}
+    layers = keras.layers
+    single = keras.Sequential([keras.Input((SIZE,)), layers.Dense(1)])
+    logits = single.predict(values, verbose=0)[:, 0]
+    of_logits = ModelPredictor(single, "dense", output_type=output_type, from_logits=True, **names)
+    frame = of_logits.transform(data).cache()
+    sigmoid = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(collected(frame, "raw"), np.stack([-logits, logits], 1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(collected(frame, "probability")[:, 1], sigmoid, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(collected(frame, "class"), logits > 0)
+    labelled = frame.withColumn("label", (functions.col("id") % 2).cast("double"))
+    area = BinaryClassificationEvaluator(rawPredictionCol="raw").evaluate(labelled)
+    assert area == pytest.approx(roc_auc_score(np.arange(ROWS) % 2, logits))
+    frame.unpersist()
+
+
+def test_softmax_of_logits_and_probability_of_a_sigmoid(keras, spark):
+    identity = keras.Sequential([keras.Input((2,)), keras.layers.Identity()])
+    frame = spark.createDataFrame([([1000.0, 999.0],), ([0.25, 0.75],)], "features array<double>").coalesce(1)
+    columns = {"prediction_col": "class", "probability_col": "probability"}
+    rows = ModelPredictor(identity, from_logits=True, **columns).transform(frame).collect()
+    e = np.exp([0.0, -1.0])
+    np.testing.assert_allclose(rows[0].probability, e / e.sum(), atol=1e-12)
+    assert [row["class"] for row in rows] == [0.0, 1.0]
+    one = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    rows = ModelPredictor(one, **columns).transform(
+        spark.createDataFrame([([0.75],), ([0.5],), ([0.25],)], "features array<double>").coalesce(1)
+    )
+    assert [(row["class"], row.probability.toArray().tolist()) for row in rows.collect()] == [
+        (1.0, [0.25, 0.75]),
+        (0.0, [0.5, 0.5]),
+        (0.0, [0.75, 0.25]),
+    ]
+
+
+def test_columns_that_case_alone_makes_different_are_refused(keras, data, model):
+    image = keras.Sequential([keras.Input((SIZE,)), keras.layers.Reshape((2, 3))])
+    for make, message in [
+        (
+            lambda: ModelPredictor(model, "array", "ID").transform(data),
+            "Received: 'ID', and 'id' exists already",
+        ),
+        (
+            lambda: ModelPredictor(model, prediction_col="Prediction"),
+            "output_col, prediction_col must be names",
+        ),
+        (
+            lambda: ModelPredictor(model, "array", "s", probability_col="Dense").transform(data),
+            "probability_col must be the name of a new column.*'dense' exists already",
+        ),
+        (lambda: ModelPredictor(image, prediction_col="class"), "first output has one axis, the classes"),
+        (
+            lambda: DenseTransformer("array", "Dense").transform(data),
+            "output_col must be the name of a new column, .*'dense' exists already",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_structured_streaming_restarts_at_its_checkpoint(spark, data, model, values, tmp_path):
+    source, sink, checkpoint = (str(tmp_path / name) for name in ("source", "sink", "checkpoint"))
+    table = data.select("id", "array")
+    seen = []
+
+    def score_new_files(write):
+        stream = spark.readStream.schema(table.schema).parquet(source)
+        scored = ModelPredictor(model, "array").transform(stream).select("id", "prediction")
+        query = write(scored.writeStream.trigger(availableNow=True)).start()
+        assert query.awaitTermination(200)
+
+    def to_files(writer):
+        return writer.option("checkpointLocation", checkpoint).format("parquet").option("path", sink)
+
+    def to_a_function(writer):
+        writer = writer.option("checkpointLocation", checkpoint + "-each")
+        return writer.foreachBatch(lambda batch, number: seen.append((number, batch.count())))
+
+    table.where("id < 20").coalesce(1).write.parquet(source)
+    score_new_files(to_files)
+    score_new_files(to_a_function)
+    table.where("id >= 20").coalesce(1).write.mode("append").parquet(source)
+    score_new_files(to_files)
+    score_new_files(to_a_function)
+    np.testing.assert_allclose(
+        collected(spark.read.parquet(sink)), model.predict(values, verbose=0), rtol=0, atol=1e-6
+    )
+    assert seen == [(0, 20), (1, ROWS - 20)]

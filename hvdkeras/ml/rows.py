@@ -1,0 +1,91 @@
+"""Rows of a features column in whatever form Spark sends them, as arrays of a model's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hvdkeras.models.saved import Tensor
+
+UNEVEN = "nested arrays of equal lengths"
+
+
+def fed_dtype(tensor: Tensor) -> np.dtype:
+    """Returns the dtype of the array that is fed to an input. NumPy has no bfloat16: Keras casts to it."""
+    return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
+
+
+def vector_rows(column: pd.DataFrame) -> pd.Series:
+    """Returns Spark's vectors, which reach a pandas UDF as a struct, as arrays; null for null."""
+    if list(column) != ["type", "size", "indices", "values"]:
+        raise ValueError(f"a features column must hold numbers, arrays or vectors. Received: {list(column)}")
+    rows = np.empty(len(column), object)
+    for number, (kind, size, indices, values) in enumerate(column.itertuples(index=False)):
+        if kind == 0:
+            rows[number] = np.zeros(int(size))
+            rows[number][indices] = values
+        elif kind == 1:
+            rows[number] = values
+    return pd.Series(rows)
+
+
+def flat_rows(values: np.ndarray) -> np.ndarray:
+    """Returns rows of bytes, nested arrays or numbers as arrays of one axis.
+
+    A row that is null, or has a null among its nested arrays, is None.
+
+    Raises:
+        ValueError: nested arrays of one level have different lengths.
+    """
+    if all(type(row) is np.ndarray and row.dtype != object for row in values):
+        return values
+    result = np.empty(len(values), object)
+    for number, row in enumerate(values):
+        result[number] = _flat(row)
+    return result
+
+
+def _flat(row: Any) -> np.ndarray | None:
+    if row is None:
+        return None
+    if isinstance(row, bytes | bytearray):
+        return np.frombuffer(row, np.uint8)
+    array = np.ravel(np.asarray(row))
+    if array.dtype != object:
+        return array
+    parts = [_flat(part) for part in array]
+    if any(part is None for part in parts):
+        return None
+    if len({len(part) for part in parts}) > 1:
+        raise ValueError(f"{UNEVEN}. Received: a row of arrays of {min(map(len, parts))} and more numbers")
+    return np.concatenate(parts)
+
+
+def stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows as one array of the tensor's shape and dtype, and a mask of the rows that it can't hold.
+
+    Those rows, with NaN, infinite values, or for an integer dtype fractions and numbers out of its range, are
+    zeros in the array. A training refuses them, too.
+    """
+    dtype = fed_dtype(tensor)
+    if values.dtype == object:
+        # Floats are cast while they are copied. What is no integer must be found before the cast hides it.
+        with np.errstate(over="ignore"):
+            values = np.concatenate(values, dtype=dtype if dtype.kind == "f" else None, casting="unsafe")
+    rows = values.reshape(-1, tensor.size)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            rows = rows.astype(dtype, copy=False)
+        wrong = ~np.isfinite(rows).all(axis=1)
+    else:
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        # A comparison with NaN is False.
+        fits = (rows >= low) & (rows < high + 1)
+        if rows.dtype.kind == "f":
+            fits &= rows == np.floor(rows)
+        wrong = ~fits.all(axis=1)
+    if wrong.any():
+        rows = np.where(wrong[:, None], 0, rows)
+    return rows.astype(dtype, copy=False).reshape(-1, *tensor.shape), wrong
