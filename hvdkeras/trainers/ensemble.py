@@ -59,4 +59,4 @@ class EnsembleTrainer(Trainer):
 
     def _trained(self, result: worker.Result) -> Any:
         members = self._models(result)
-        return self.compile(merged(members)) if self.merge_models else members
+        return self.recipe.compile(merged(members)) if self.merge_models else members
