@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.models.serialization import pack, unpack
+from hvdkeras.models.serialization import pack
 
 
 def has_schedule(optimizer: Any) -> bool:
@@ -128,25 +128,13 @@ class PackedOptimizer:
             [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables],
         )
 
-    def unpacked(self, model: Any, custom_objects: Mapping[str, Any], with_state: bool = True) -> Any:
-        """Returns the optimizer for a copy of the model that it was packed for.
-
-        Args:
-            model: the copy.
-            custom_objects: classes and functions by name.
-            with_state: False: it begins anew, at iteration 0.
-        """
-        optimizer = unpack(self.packed, custom_objects)
-        self.complete(optimizer, model, with_state)
-        return optimizer
-
     def complete(self, optimizer: Any, model: Any, with_state: bool = True) -> None:
         """Gives a new optimizer of the same configuration what its configuration does not hold.
 
         Args:
             optimizer: an optimizer that was not built.
             model: the model that it is for, a copy of the one that this was packed for.
-            with_state: see `unpacked`.
+            with_state: False: it begins anew, at iteration 0.
         """
         variables = model.variables
         for part, (excluded, pattern) in zip(_parts(optimizer), self.exclusions, strict=False):

@@ -90,20 +90,11 @@ class Recipe:
             content, functions = with_functions(model)
             objects = {**_functions_of_layers(model), **functions, **objects}
             recipe = cls(content, objects, [], {}, {}, None, pack(given), [])
-            others = [each for each in optimizers_of(model) if each is not optimizer]
-            if compiles_itself(model):
-                check_left_out(model, {"worker_optimizer": optimizer, **given})
-                recipe.own_config = keras.saving.serialize_keras_object(model.get_compile_config())
-                others = optimizers_of(model)
-            else:
-                recipe.optimizer = PackedOptimizer.of(optimizer, model)
-                if getattr(model, "optimizer", None) is not optimizer:
-                    others = [each for each in others if each is not model.optimizer]
-            recipe.others = [PackedOptimizer.of(each, model) for each in others]
+            recipe._pack_optimizers(model, optimizer, given)
             copy = recipe._loaded()
             recipe._take(model, copy)
             recipe._give(copy, rank=None)
-            recipe.compile(copy, with_state=True)
+            recipe._compile(copy, 1, with_state=True)
         except Exception as error:
             # Keras wraps the reason in the configuration of the whole model, which can fill a screen.
             reason = str(error).split("Exception encountered: ")[-1].split(" Full object config: ")[0]
@@ -127,36 +118,11 @@ class Recipe:
         """
         model = self._loaded()
         self._give(model, rank, fresh)
-        return self.compile(model, steps_per_execution, with_state=not fresh)
+        return self._compile(model, steps_per_execution, with_state=not fresh)
 
-    def compile(self, model: Any, steps_per_execution: int = 1, with_state: bool = False) -> Any:
-        """Compiles a model of the same outputs in the same way, and returns it.
-
-        Args:
-            model: a Keras model; it need not be a copy of this one.
-            steps_per_execution: as in `keras.Model.compile`.
-            with_state: whether the optimizers have the state that they were given with; only copies can.
-        """
-        import keras
-
-        with keras.saving.custom_object_scope(self.objects):
-            if self.own_config is not None:
-                model.compile_from_config(deepcopy(self.own_config))
-                model.steps_per_execution = steps_per_execution
-            else:
-                # The optimizer has the scaling that it needs, whatever the policy of this process.
-                own = type(model).compile is not keras.Model.compile
-                model.compile(
-                    optimizer=self.optimizer.unpacked(model, self.objects, with_state),
-                    steps_per_execution=steps_per_execution,
-                    **({} if own else {"auto_scale_loss": False}),
-                    **unpack(self.arguments, self.objects),
-                )
-        if with_state and self.others:
-            others = optimizers_of(model)[0 if self.optimizer is None else 1 :]
-            for packed, optimizer in zip(self.others, others, strict=True):
-                packed.complete(optimizer, model)
-        return model
+    def compile(self, model: Any) -> Any:
+        """Compiles a model that has the same outputs, but is no copy, in the same way, and returns it."""
+        return self._compile(model, 1, with_state=None)
 
     def compare(self, model: Any, copy: Any) -> None:
         """Raises ValueError, naming what differs, if a copy that was built here is not the model.
@@ -177,6 +143,45 @@ class Recipe:
                 + ", ".join(differences[:10])
                 + (f" and {len(differences) - 10} more" if len(differences) > 10 else "")
             )
+
+    def _pack_optimizers(self, model: Any, optimizer: Any, given: Mapping[str, Any]) -> None:
+        import keras
+
+        own = getattr(model, "optimizer", None)
+        if compiles_itself(model):
+            check_left_out(model, {"worker_optimizer": optimizer, **given})
+            self.own_config = keras.saving.serialize_keras_object(model.get_compile_config())
+            others = optimizers_of(model)
+        else:
+            self.optimizer = PackedOptimizer.of(optimizer, model)
+            others = [each for each in optimizers_of(model) if each is not own and each is not optimizer]
+        self.others = [PackedOptimizer.of(each, model) for each in others]
+
+    def _compile(self, model: Any, steps_per_execution: int, with_state: bool | None) -> Any:
+        """Compiles a model. `with_state`: whether a copy's optimizers go on; None for what is no copy."""
+        import keras
+
+        with keras.saving.custom_object_scope(self.objects):
+            if self.own_config is not None:
+                model.compile_from_config(deepcopy(self.own_config))
+                model.steps_per_execution = steps_per_execution
+            else:
+                optimizer = unpack(self.optimizer.packed, self.objects)
+                if with_state is not None:
+                    self.optimizer.complete(optimizer, model, with_state)
+                # The optimizer has the scaling that it needs, whatever the policy of this process.
+                own = type(model).compile is not keras.Model.compile
+                model.compile(
+                    optimizer=optimizer,
+                    steps_per_execution=steps_per_execution,
+                    **({} if own else {"auto_scale_loss": False}),
+                    **unpack(self.arguments, self.objects),
+                )
+        if with_state and self.others:
+            others = optimizers_of(model)[0 if self.optimizer is None else 1 :]
+            for packed, other in zip(self.others, others, strict=True):
+                packed.complete(other, model)
+        return model
 
     def _loaded(self) -> Any:
         """The model as Keras's file holds it."""
