@@ -24,10 +24,10 @@ class Check:
     """One line of the doctor's table.
 
     Attributes:
-        name: What was looked at.
+        name: what was looked at.
         state: `OK`, `NOTE` (training runs, but less well than it could) or `WRONG` (it would not start).
-        found: What is there.
-        remedy: How to mend it, where there is something to mend.
+        found: what is there.
+        remedy: how to mend it, where there is something to mend.
     """
 
     name: str

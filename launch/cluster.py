@@ -31,7 +31,7 @@ def active_context() -> SparkContext:
     """Gets the running SparkContext.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is none.
     """
     from pyspark import SparkContext
 
@@ -96,8 +96,8 @@ def check_slots(context: SparkContext, num_proc: int, start_timeout: float) -> N
     """Refuses a launch that the cluster has no room for, and waits for executors that are on their way.
 
     Raises:
-        ValueError: The cluster has too few slots, and by its configuration gets no more.
-        TimeoutError: Executors that the configuration announces did not come within `start_timeout`.
+        ValueError: the cluster has too few slots, and by its configuration gets no more.
+        TimeoutError: executors that the configuration announces did not come within `start_timeout`.
     """
     if slots(context) >= num_proc:
         return
@@ -131,7 +131,7 @@ def check_executors(context: SparkContext, num_proc: int) -> None:
     """Compares the executors' Python and packages with the driver's, in one Spark job.
 
     Raises:
-        ValueError: They differ, or an executor has no such Python.
+        ValueError: they differ, or an executor has no such Python.
     """
     from py4j.protocol import Py4JJavaError
 

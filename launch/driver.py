@@ -31,7 +31,7 @@ def check_arguments(
 
     Raises:
         TypeError: `env` is not a mapping of strings, or `mpi_args` is not a string.
-        ValueError: A number is not positive, or `mpi_args` sets what Horovod sets.
+        ValueError: a number is not positive, or `mpi_args` sets what Horovod sets.
     """
     if isinstance(num_proc, bool) or not isinstance(num_proc, int) or num_proc < 1:
         raise ValueError(f"num_proc must be a positive integer. Received: {num_proc!r}")
@@ -55,7 +55,7 @@ def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) 
     """Pickles a call for the ranks.
 
     Raises:
-        TypeError: Something in it can't be sent to another process.
+        TypeError: something in it can't be sent to another process.
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable. Received: {fn!r}")

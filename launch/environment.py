@@ -52,10 +52,10 @@ class Job:
     """The place of this process in a running MPI job.
 
     Attributes:
-        rank: Number of this process in the job, from 0.
-        size: Number of processes in the job.
-        local_rank: Number of this process among those of its host, from 0.
-        local_size: Number of processes of the job on this host.
+        rank: number of this process in the job, from 0.
+        size: number of processes in the job.
+        local_rank: number of this process among those of its host, from 0.
+        local_size: number of processes of the job on this host.
     """
 
     rank: int

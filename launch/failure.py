@@ -12,11 +12,11 @@ class TrainingError(RuntimeError):
     """A rank raised, exited or was killed, and the job has ended.
 
     Attributes:
-        rank: The rank that failed first, or None where the job ended before any rank could be told.
-        host: The name of its host, or None where it is not known.
-        remote_traceback: Its traceback as text, or None where the process died without raising.
-        exitcode: The status that it exited with, or None.
-        signal: The number of the signal that killed it, or None.
+        rank: the rank that failed first, or None where the job ended before any rank could be told.
+        host: the name of its host, or None where it is not known.
+        remote_traceback: its traceback as text, or None where the process died without raising.
+        exitcode: the status that it exited with, or None.
+        signal: the number of the signal that killed it, or None.
     """
 
     def __init__(

@@ -27,9 +27,9 @@ def pin(local_rank: int, local_size: int = 1, devices: Sequence[str] | None = No
     share them in turn. A process that has its GPU already keeps it.
 
     Args:
-        local_rank: Number of this rank on its host.
-        local_size: Number of ranks on its host.
-        devices: The devices that belong to this rank alone; by default those from Spark, if any.
+        local_rank: number of this rank on its host.
+        local_size: number of ranks on its host.
+        devices: the devices that belong to this rank alone; by default those from Spark, if any.
 
     Returns:
         The index or identifier of the GPU, as in CUDA_VISIBLE_DEVICES, or None where there is no GPU.
@@ -151,8 +151,8 @@ def limit_threads(local_size: int, threads: int | None = None) -> int:
     Ranks that each take all cores slow each other down.
 
     Args:
-        local_size: Number of ranks on this host.
-        threads: Number of threads; by default cores / local_size, at least 1.
+        local_size: number of ranks on this host.
+        threads: number of threads; by default cores / local_size, at least 1.
 
     Returns:
         The number of threads.

@@ -39,27 +39,27 @@ def run(
     the job, because the others may be waiting for it.
 
     Args:
-        fn: What every rank calls. It travels by cloudpickle.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        num_proc: Number of ranks; by default 1, inside a job the job's.
-        start_timeout: Seconds until all ranks must have started and loaded `fn`.
-        timeout: Seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
+        fn: what every rank calls. It travels by cloudpickle.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        num_proc: number of ranks; by default 1, inside a job the job's.
+        start_timeout: seconds until all ranks must have started and loaded `fn`.
+        timeout: seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
             send one a second, whatever their function does.
-        env: Variables for the ranks, beside those of `environment.variables()`.
-        mpi_args: Further arguments of mpirun, as on its command line.
+        env: variables for the ranks, beside those of `environment.variables()`.
+        mpi_args: further arguments of mpirun, as on its command line.
         verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
-        on_message: Called here as `on_message(rank, message)` for every `rank.send(message)`; inside a
+        on_message: called here as `on_message(rank, message)` for every `rank.send(message)`; inside a
             running job for those of this rank.
 
     Returns:
         The results, by rank.
 
     Raises:
-        TrainingError: A rank raised, exited, was killed or fell silent.
-        TimeoutError: Not all ranks started within `start_timeout`.
-        ValueError: An argument is out of its range, or differs from the running job.
-        TypeError: An argument has the wrong type or can't be pickled.
+        TrainingError: a rank raised, exited, was killed or fell silent.
+        TimeoutError: not all ranks started within `start_timeout`.
+        ValueError: an argument is out of its range, or differs from the running job.
+        TypeError: an argument has the wrong type or can't be pickled.
     """
     begun, here = time.monotonic(), environment.job()
     if num_proc is None:

@@ -63,7 +63,7 @@ class Output:
 
     Args:
         verbose: 0 shows nothing, 1 what the ranks print, 2 also what mpirun and Horovod print.
-        hosts: Host name by rank, as they become known: a part of the ranks' tags.
+        hosts: host name by rank, as they become known: a part of the ranks' tags.
     """
 
     def __init__(self, verbose: int, hosts: Mapping[int, str]):
@@ -170,7 +170,7 @@ def find_death(text: str) -> Death | None:
     """Reads mpirun's closing words.
 
     Args:
-        text: What mpirun printed.
+        text: what mpirun printed.
 
     Returns:
         The rank that it names first, or None where it names none.

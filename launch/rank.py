@@ -114,7 +114,7 @@ def send(message: Any) -> None:
     In a job that was not launched from a driver, each rank's own `on_message` gets it, if there is one.
 
     Args:
-        message: Anything that cloudpickle takes.
+        message: anything that cloudpickle takes.
     """
     if _receiver is not None:
         _receiver(message)
@@ -221,7 +221,7 @@ def show_log(line_format: str) -> None:
     """Lets this package's log reach stderr, unless the program has arranged its logging otherwise.
 
     Args:
-        line_format: As in `logging.Formatter`. Where a driver tags what its ranks print, lines need no tag.
+        line_format: as in `logging.Formatter`. Where a driver tags what its ranks print, lines need no tag.
     """
     own = logging.getLogger("hvdkeras")
     if not own.hasHandlers():

@@ -43,28 +43,28 @@ def run(
     Before anything starts, the cluster's slots and the executors' packages are looked at.
 
     Args:
-        fn: What every rank calls. It travels by cloudpickle.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        num_proc: Number of ranks; by default as many as the executors registered now have slots.
-        start_timeout: Seconds until all ranks must have started and loaded `fn`. The default leaves a cluster
+        fn: what every rank calls. It travels by cloudpickle.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        num_proc: number of ranks; by default as many as the executors registered now have slots.
+        start_timeout: seconds until all ranks must have started and loaded `fn`. The default leaves a cluster
             the time to get executors on demand.
-        timeout: Seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
+        timeout: seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
             send one a second, whatever their function does. Those that are cut off for longer end themselves.
-        env: Variables for the ranks, beside those of `environment.variables()`.
-        mpi_args: Further arguments of mpirun, as on its command line.
+        env: variables for the ranks, beside those of `environment.variables()`.
+        mpi_args: further arguments of mpirun, as on its command line.
         verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
-        on_message: Called here as `on_message(rank, message)` for every `rank.send(message)`.
+        on_message: called here as `on_message(rank, message)` for every `rank.send(message)`.
 
     Returns:
         The results, by rank.
 
     Raises:
-        TrainingError: A rank raised, exited, was killed or fell silent.
-        TimeoutError: Not all ranks started within `start_timeout`.
-        ValueError: No SparkSession is active, the cluster has too few slots, its executors' packages differ
+        TrainingError: a rank raised, exited, was killed or fell silent.
+        TimeoutError: not all ranks started within `start_timeout`.
+        ValueError: no SparkSession is active, the cluster has too few slots, its executors' packages differ
             from the driver's, or an argument is out of its range.
-        TypeError: An argument has the wrong type or can't be pickled.
+        TypeError: an argument has the wrong type or can't be pickled.
     """
     begun, context = time.monotonic(), cluster.active_context()
     if num_proc is None:
