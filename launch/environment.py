@@ -14,6 +14,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ def take_own_paths() -> None:
         del os.environ["OPAL_PREFIX"]  # the driver's
 
 
+@cache
 def load_mpi() -> None:
     """Loads Open MPI so that it calls its own hwloc, whatever else the process loads, before or after.
 
@@ -138,6 +140,7 @@ def load_mpi() -> None:
     calls that are bound at their first use: some would find TensorFlow's hwloc, and the process would crash
     when MPI ends. Here all are bound at once, to the library's own functions first.
     """
+    # Cached: on a second call mpi4py.MPI is imported rightly, and would look as if it had come too early.
     if "MPI4PY_LIBMPI" in os.environ:
         return  # mpi4py is told which library to take, and two in one process would crash
     mode = os.RTLD_NOW | os.RTLD_DEEPBIND
