@@ -36,7 +36,7 @@ def both(algorithms):
     results = {}
     for algorithm in algorithms:
         trainer = getattr(hvdkeras, algorithm)(model, loss="mse", learning_rate=0.03)
-        if trainer.synchronous:
+        if trainer.mode is hvdkeras.Mode.SYNCHRONOUS:
             real = ReplicatedCenter(MPI.COMM_WORLD, initial)
         else:
             real = WindowCenter(MPI.COMM_WORLD, initial, slots=trainer.center_slots)
@@ -54,7 +54,7 @@ def test_exchanges_equal_those_of_the_real_centers(on_ranks):
         for name in hvdkeras.__all__
         if isinstance(kind := getattr(hvdkeras, name), type)
         and issubclass(kind, hvdkeras.Trainer)
-        and kind.synchronous is not None
+        and kind.mode.has_center
     ]
     assert len(algorithms) == 11
     [results] = on_ranks(1, both, algorithms)
