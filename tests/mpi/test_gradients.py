@@ -6,6 +6,7 @@ import pytest
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards, write_arrays
+from hvdkeras.launch import gpu
 
 from batching import batches_of
 
@@ -115,6 +116,9 @@ def sum_through_horovod(compression: str | None) -> np.ndarray:
     return total(tf.constant([1.0, 2.0, 3.0]) * (1.0 + MPI.COMM_WORLD.rank)).numpy()
 
 
+@pytest.mark.skipif(
+    not gpu.horovod_is_compiled(), reason="needs a compiled Horovod, which only environments for GPUs have"
+)
 @pytest.mark.parametrize("compression", [None, "fp16"])
 def test_horovod_sums_over_the_ranks(on_new_ranks, compression):
     for total in on_new_ranks(2, sum_through_horovod, compression):

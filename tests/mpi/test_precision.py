@@ -17,7 +17,11 @@ def train(policy: str, algorithm: str, num_workers: int) -> tuple[float, str, li
     model = digits.model()
     keras.mixed_precision.set_global_policy("float32")
     used = getattr(hvdkeras, algorithm)(
-        model, **{**digits.LEARN, "num_epoch": 10}, num_workers=num_workers, worker_optimizer=keras.optimizers.Adam(), rho=1.0
+        model,
+        **{**digits.LEARN, "num_epoch": 10},
+        num_workers=num_workers,
+        worker_optimizer=keras.optimizers.Adam(),
+        rho=1.0,
     )
     learn, held_out = digits.data()
     trained = used.train(learn)
