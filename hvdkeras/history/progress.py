@@ -174,7 +174,7 @@ class Totals:
         validation = self.evaluation.metrics if self.evaluation else {}
         text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **validation}.items())
         # Ranks train on during an evaluation: it may be of an earlier epoch than the metrics beside it.
-        return f"{text} (epoch {self.evaluation.epoch:.3g})" if self.evaluation else text
+        return f"{text} (epoch {self.evaluation.epoch:.3g})" if validation else text
 
 
 def _mean(advances: Sequence[Advance]) -> dict[str, float]:
@@ -247,7 +247,7 @@ class Lines:
             self._write_state(totals, f"{totals.state}, {done:.0%} of all", totals.metrics)
 
     def close(self, totals: Totals) -> None:
-        if totals.evaluation is not self._evaluation:
+        if totals.evaluation is not self._evaluation and totals.evaluation.metrics:
             # The last evaluation follows the last epoch's line.
             self._write("validation", totals.text({}))
 

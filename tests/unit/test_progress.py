@@ -174,3 +174,14 @@ def test_silence_is_silent(verbose, count, capsys):
         receive(0, Advance(0, 10, {}))
         receive(0, Advance(10, 10, {"loss": 1.0}))
     assert len(capsys.readouterr().err.splitlines()) == count
+
+
+def test_an_evaluation_without_metrics_prints_nothing():
+    stream = io.StringIO()
+    with Progress(1, 1, stream) as shown:
+        shown.on_message(0, Advance(0, 10, {}))
+        shown.on_message(0, Advance(10, 10, {"loss": 1.0}))
+        shown.on_message(0, Evaluation(1.0, 1.0, {}))
+    assert len(stream.getvalue().splitlines()) == 1
+    assert "validation" not in stream.getvalue()
+    assert "(epoch" not in stream.getvalue()
