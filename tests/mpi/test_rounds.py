@@ -158,7 +158,16 @@ def test_the_centers_learning_rate_is_that_of_all_ranks(on_ranks):
 
 
 def warming_up(num_workers: int) -> list[float]:
-    arguments = {"scale_learning_rate": True, "warmup_epochs": 2, "num_epoch": 3, "worker_optimizer": "adam"}
+    import keras
+
+    # An object keeps its rate, 0.001; a name would take the trainer's.
+    optimizer = keras.optimizers.Adam()
+    arguments = {
+        "scale_learning_rate": True,
+        "warmup_epochs": 2,
+        "num_epoch": 3,
+        "worker_optimizer": optimizer,
+    }
     used, _ = train("SynchronousSGD", num_workers, arguments)
     return [rank.learning_rate for rank in used.history.ranks]
 
