@@ -68,9 +68,8 @@ def test_loading_the_task_belongs_to_the_start():
 
 
 def test_the_start_is_over_before_mpirun_exists():
-    with pytest.raises(
-        TimeoutError, match=r"start_timeout=0.01 s for 2 ranks: ranks \[0, 1\] did not connect"
-    ):
+    # How far the ranks are when the driver gives up depends on the machine.
+    with pytest.raises(TimeoutError, match=r"start_timeout=0.01 s for 2 ranks: ranks \["):
         local.run(os.getpid, num_proc=2, start_timeout=0.01)
 
 
