@@ -159,13 +159,17 @@ def _signature(cls: type) -> inspect.Signature:
     return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number; Python counts booleans among them."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
+
 def positive(kind: type) -> Check:
     """Returns the check for a positive, finite number of a kind, int or float."""
     noun = "integer" if kind is int else "number"
 
     def check(name: str, value: Any) -> Any:
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
-        if not is_number or not np.isfinite(value) or value <= 0 or kind(value) != value:
+        if not _is_number(value) or not np.isfinite(value) or value <= 0 or kind(value) != value:
             raise ValueError(f"{name} must be a positive {noun}. Received: {value!r}")
         return kind(value)
 
@@ -184,8 +188,7 @@ def fraction(*, zero: bool = False) -> Check:
     constraint = "be at least 0 and below 1" if zero else "lie between 0 and 1"
 
     def check(name: str, value: Any) -> float:
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
-        if not is_number or not (value >= 0 if zero else value > 0) or not value < 1:
+        if not _is_number(value) or not (value >= 0 if zero else value > 0) or not value < 1:
             raise ValueError(f"{name} must {constraint}. Received: {value!r}")
         return float(value)
 
@@ -194,8 +197,7 @@ def fraction(*, zero: bool = False) -> Check:
 
 def not_negative(name: str, value: Any) -> float:
     """Checks for a finite number from 0."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
-    if not is_number or not np.isfinite(value) or value < 0:
+    if not _is_number(value) or not np.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a number from 0. Received: {value!r}")
     return float(value)
 
