@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import cloudpickle
@@ -14,41 +13,12 @@ import cloudpickle
 from hvdkeras.launch import environment
 from hvdkeras.launch.explanation import explain
 from hvdkeras.launch.mpirun import MARK
+from hvdkeras.launch.options import Options
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 from hvdkeras.launch.supervisor import Job, Supervisor, late_ranks
 
 log = logging.getLogger(__name__)
-
-# Horovod gives both already; mpirun refuses a second one, even with the same value.
-TAKEN_MPI_PARAMETERS = ("pml", "btl")
-
-
-def check_arguments(
-    num_proc: int, start_timeout: float, timeout: float, env: Mapping[str, str] | None, mpi_args: str | None
-) -> None:
-    """Refuses what `mpirun` would refuse later and less clearly.
-
-    Raises:
-        TypeError: `env` is not a mapping of strings, or `mpi_args` is not a string.
-        ValueError: a number is not positive, or `mpi_args` sets what Horovod sets.
-    """
-    if isinstance(num_proc, bool) or not isinstance(num_proc, int) or num_proc < 1:
-        raise ValueError(f"num_proc must be a positive integer. Received: {num_proc!r}")
-    for name, seconds in {"start_timeout": start_timeout, "timeout": timeout}.items():
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
-            raise ValueError(f"{name} must be a positive number of seconds. Received: {seconds!r}")
-    for name, value in (env or {}).items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"env must map strings to strings. Received: {name!r}: {value!r}")
-    if mpi_args is not None and not isinstance(mpi_args, str):
-        raise TypeError(f"mpi_args must be one string, as on mpirun's command line. Received: {mpi_args!r}")
-    words = (mpi_args or "").split()
-    for flag, name in pairwise(words):
-        if flag in ("-mca", "--mca") and name in TAKEN_MPI_PARAMETERS:
-            raise ValueError(
-                f"mpi_args must not set the parameter {name}: Horovod does. Received: {mpi_args!r}"
-            )
 
 
 def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) -> bytes:
@@ -70,14 +40,11 @@ def launch(
     make_job: Callable[[Reports, dict[str, str], Output], Job],
     task: bytes,
     num_proc: int,
+    options: Options,
     *,
     driver_host: str | None,
-    start_timeout: float,
-    timeout: float,
     begun: float,
     env: Mapping[str, str],
-    verbose: int,
-    on_message: Callable[[int, Any], None] | None,
 ) -> list[Any]:
     """Starts ranks, waits for their end, and returns what came of it.
 
@@ -86,13 +53,10 @@ def launch(
             output goes.
         task: what `pack` made.
         num_proc: number of ranks.
+        options: all options of the launch. `start_timeout` counts from `begun`.
         driver_host: see `Reports`.
-        start_timeout: seconds from `begun` until all ranks must have started.
-        timeout: seconds without a sign of life of a rank that has started.
         begun: when the caller's launch began, by `time.monotonic`.
         env: the environment of mpirun.
-        verbose: see `Output`.
-        on_message: see `Reports`.
 
     Returns:
         The results, by rank.
@@ -101,9 +65,10 @@ def launch(
         TrainingError: a rank failed or fell silent, or mpirun failed.
         TimeoutError: not all ranks started in time.
     """
+    timeout, start_timeout = options["timeout"], options["start_timeout"]
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    with Reports(task, num_proc, driver_host, on_message, timeout) as reports:
-        output = Output(verbose, reports.hosts)
+    with Reports(task, num_proc, driver_host, options["on_message"], timeout) as reports:
+        output = Output(options["verbose"], reports.hosts)
         job = make_job(reports, {**env, MARK: mark}, output)
         supervisor = Supervisor(reports, job, start_timeout, timeout, begun)
         verdict = supervisor.watch()

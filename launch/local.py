@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from hvdkeras.launch import driver, environment, rank, remains
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun
+from hvdkeras.launch.options import Options, check_num_proc, checked
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def run(
@@ -24,13 +28,7 @@ def run(
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
     num_proc: int | None = None,
-    *,
-    start_timeout: float = 600,
-    timeout: float = 600,
-    env: Mapping[str, str] | None = None,
-    mpi_args: str | None = None,
-    verbose: int = 1,
-    on_message: Callable[[int, Any], None] | None = None,
+    **options: Unpack[Options],
 ) -> list[Any]:
     """Calls `fn(*args, **kwargs)` on `num_proc` ranks of this machine and returns what each returned.
 
@@ -43,14 +41,7 @@ def run(
         args: its positional arguments.
         kwargs: its keyword arguments.
         num_proc: number of ranks; by default 1, inside a job the job's.
-        start_timeout: seconds until all ranks must have started and loaded `fn`.
-        timeout: seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
-            send one a second, whatever their function does.
-        env: variables for the ranks, beside those of `environment.variables()`.
-        mpi_args: further arguments of mpirun, as on its command line.
-        verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
-        on_message: called here as `on_message(rank, message)` for every `rank.send(message)`; inside a
-            running job for those of this rank.
+        **options: see `hvdkeras.launch.options.Options`.
 
     Returns:
         The results, by rank.
@@ -59,27 +50,25 @@ def run(
         TrainingError: a rank raised, exited, was killed or fell silent.
         TimeoutError: not all ranks started within `start_timeout`.
         ValueError: an argument is out of its range, or differs from the running job.
-        TypeError: an argument has the wrong type or can't be pickled.
+        TypeError: an argument is unknown, has the wrong type or can't be pickled.
     """
     begun, here = time.monotonic(), environment.job()
     if num_proc is None:
         num_proc = here.size if here else 1
-    driver.check_arguments(num_proc, start_timeout, timeout, env, mpi_args)
+    check_num_proc(num_proc)
+    complete = checked(options)
     if here is not None:
-        return _take_part(here, fn, args, kwargs, num_proc, on_message)
+        return _take_part(here, fn, args, kwargs, num_proc, complete["on_message"])
     task = driver.pack(fn, args, kwargs)
 
     return driver.launch(
-        partial(_LocalJob, num_proc, mpi_args, verbose, timeout),
+        partial(_LocalJob, num_proc, complete),
         task,
         num_proc,
+        complete,
         driver_host=None,
-        start_timeout=start_timeout,
-        timeout=timeout,
         begun=begun,
-        env={**os.environ, **driver.rank_variables(env)},
-        verbose=verbose,
-        on_message=on_message,
+        env={**os.environ, **driver.rank_variables(complete["env"])},
     )
 
 
@@ -89,16 +78,19 @@ class _LocalJob:
     def __init__(
         self,
         num_proc: int,
-        mpi_args: str | None,
-        verbose: int,
-        timeout: float,
+        options: Options,
         reports: Reports,
         env: dict[str, str],
         output: Output,
     ):
-        way = {"addresses": reports.addresses, "port": reports.port, "key": reports.key, "timeout": timeout}
+        way = {
+            "addresses": reports.addresses,
+            "port": reports.port,
+            "key": reports.key,
+            "timeout": options["timeout"],
+        }
         self._env = {**env, rank.DRIVER_VARIABLE: cloudpickle.dumps({**way, "paths": sys.path}).hex()}
-        self._num_proc, self._mpi_args, self._verbose = num_proc, mpi_args, verbose
+        self._num_proc, self._options = num_proc, options
         self._folders = remains.Folders()
         self._mpirun = Mpirun(output, self._folders)
 
@@ -108,10 +100,10 @@ class _LocalJob:
         from horovod.runner.common.util.settings import Settings
 
         settings = Settings(
-            verbose=self._verbose,
+            verbose=self._options["verbose"],
             num_proc=self._num_proc,
             hosts=f"localhost:{self._num_proc}",
-            extra_mpi_args=self._mpi_args,
+            extra_mpi_args=self._options["mpi_args"],
             run_func_mode=True,
         )
         command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]

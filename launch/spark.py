@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hvdkeras.launch import agent, cluster, driver, events, rank, remains
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
+from hvdkeras.launch.options import Options, check_num_proc, checked
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,7 @@ def run(
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
     num_proc: int | None = None,
-    *,
-    start_timeout: float = 600,
-    timeout: float = 600,
-    env: Mapping[str, str] | None = None,
-    mpi_args: str | None = None,
-    verbose: int = 1,
-    on_message: Callable[[int, Any], None] | None = None,
+    **options: Unpack[Options],
 ) -> list[Any]:
     """Calls `fn(*args, **kwargs)` on `num_proc` ranks, each in a Spark task's place; returns their results.
 
@@ -47,14 +43,7 @@ def run(
         args: its positional arguments.
         kwargs: its keyword arguments.
         num_proc: number of ranks; by default as many as the executors registered now have slots.
-        start_timeout: seconds until all ranks must have started and loaded `fn`. The default leaves a cluster
-            the time to get executors on demand.
-        timeout: seconds without a sign of life of a rank, after which the job is ended; 10 at least. Ranks
-            send one a second, whatever their function does. Those that are cut off for longer end themselves.
-        env: variables for the ranks, beside those of `environment.variables()`.
-        mpi_args: further arguments of mpirun, as on its command line.
-        verbose: 0 keeps the ranks' output back, 1 shows it on stderr, tagged by rank, 2 also mpirun's words.
-        on_message: called here as `on_message(rank, message)` for every `rank.send(message)`.
+        **options: see `hvdkeras.launch.options.Options`.
 
     Returns:
         The results, by rank.
@@ -64,27 +53,26 @@ def run(
         TimeoutError: not all ranks started within `start_timeout`.
         ValueError: no SparkSession is active, the cluster has too few slots, its executors' packages differ
             from the driver's, or an argument is out of its range.
-        TypeError: an argument has the wrong type or can't be pickled.
+        TypeError: an argument is unknown, has the wrong type or can't be pickled.
     """
     begun, context = time.monotonic(), cluster.active_context()
     if num_proc is None:
         num_proc = max(1, cluster.slots(context))
-    driver.check_arguments(num_proc, start_timeout, timeout, env, mpi_args)
+    check_num_proc(num_proc)
+    complete = checked(options)
     task = driver.pack(fn, args, kwargs)
+    start_timeout = complete["start_timeout"]
     deadline = begun + start_timeout
     cluster.check_slots(context, num_proc, start_timeout)
     _by(deadline, start_timeout, context, lambda: cluster.check_executors(context, num_proc))
     return driver.launch(
-        partial(_SparkJob, context, num_proc, mpi_args, verbose, timeout, deadline),
+        partial(_SparkJob, context, num_proc, complete, deadline),
         task,
         num_proc,
+        complete,
         driver_host=None if cluster.is_local(context) else context.getConf().get("spark.driver.host"),
-        start_timeout=start_timeout,
-        timeout=timeout,
         begun=begun,
-        env=driver.rank_variables(env),
-        verbose=verbose,
-        on_message=on_message,
+        env=driver.rank_variables(complete["env"]),
     )
 
 
@@ -95,20 +83,17 @@ class _SparkJob:
         self,
         context: SparkContext,
         num_proc: int,
-        mpi_args: str | None,
-        verbose: int,
-        timeout: float,
+        options: Options,
         deadline: float,
         reports: Reports,
         env: dict[str, str],
         output: Output,
     ):
-        self._context, self._num_proc, self._verbose, self._deadline = context, num_proc, verbose, deadline
+        self._context, self._num_proc, self._options, self._deadline = context, num_proc, options, deadline
         paths = _module_paths(context)
-        self._way = (reports.addresses, reports.port, reports.key, timeout, paths)
+        self._way = (reports.addresses, reports.port, reports.key, options["timeout"], paths)
         self._env = env
         self._folders = remains.Folders()
-        self._mpi_args = f"{keepalive(timeout)} {mpi_args or ''}"
         # A parameter for it would reach other hosts; this reaches only mpirun.
         self._mpirun = Mpirun(output, self._folders, {"TMPDIR": self._folders.sessions})
         self._group: str | None = None
@@ -127,9 +112,9 @@ class _SparkJob:
                 self._way,
                 num_proc=self._num_proc,
                 start_timeout=max(0.1, self._deadline - time.monotonic()),
-                extra_mpi_args=self._mpi_args,
+                extra_mpi_args=f"{keepalive(self._options['timeout'])} {self._options['mpi_args'] or ''}",
                 env=self._env,
-                verbose=self._verbose,
+                verbose=self._options["verbose"],
                 use_mpi=True,
                 nics={"lo"} if cluster.is_local(self._context) else None,
             )

@@ -20,7 +20,7 @@ from hvdkeras.arguments import (
 )
 from hvdkeras.data.columns import Column
 from hvdkeras.data.decoding import Decoder
-from hvdkeras.launch import driver
+from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.recipe import Recipe
@@ -63,11 +63,11 @@ def _class_weight(name: str, value: Any) -> Any:
 
 def _launch_options(name: str, value: Any) -> dict[str, Any]:
     options = dict_by_name(name, value)
-    known = {"start_timeout": 600.0, "env": None, "mpi_args": None}
+    own = ("start_timeout", "env", "mpi_args")  # the others are arguments of the trainer or ours
     for option in options:
-        if option not in known:
-            raise ValueError(unknown_name(f"{name} has no option", option, known))
-    driver.check_arguments(1, timeout=600, **{**known, **options})
+        if option not in own:
+            raise ValueError(unknown_name(f"{name} has no option", option, own))
+    checked(options)
     return options
 
 

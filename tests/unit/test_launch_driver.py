@@ -40,6 +40,7 @@ from hvdkeras.launch.wire import Wire
         ({"num_proc": 0}, ValueError, "num_proc must be a positive integer. Received: 0"),
         ({"num_proc": 2.0}, ValueError, "num_proc must be a positive integer. Received: 2.0"),
         ({"num_proc": True}, ValueError, "num_proc must be a positive integer. Received: True"),
+        ({"start_timout": 3}, TypeError, "no option 'start_timout'. Did you mean 'start_timeout'?"),
         ({"start_timeout": 0}, ValueError, "start_timeout must be a positive number of seconds. Received: 0"),
         ({"env": {"A": 1}}, TypeError, "env must map strings to strings. Received: 'A': 1"),
         ({"mpi_args": ["-x"]}, TypeError, "mpi_args must be one string"),
