@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +86,11 @@ class Declared:
             setattr(self, name, given.get(name, declared.default))
         self._given = frozenset(given)
 
+    def reset(self, name: str) -> None:
+        """Sets an argument to its default, as if it had not been given."""
+        setattr(self, name, declared_arguments(type(self))[name].default)
+        self._given = self._given - {name}
+
     def is_given(self, name: str) -> bool:
         """Returns whether an argument was given to the constructor, or set since."""
         return name in self._given
@@ -98,6 +105,20 @@ def declared_arguments(cls: type) -> dict[str, Argument]:
                 found[name] = value
             elif name in found:
                 del found[name]  # a subclass has fixed it
+    return found
+
+
+@cache
+def descriptions(cls: type) -> dict[str, str]:
+    """Returns what the docstrings of a class and of its bases say of its arguments, by name."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        lines = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", lines, re.MULTILINE):
+            sentence = " ".join(text.split())
+            # "rho: as in `EASGD`." has the reader turn to a class whose description is found already.
+            if name not in found or not sentence.startswith("as in `"):
+                found[name] = sentence
     return found
 
 

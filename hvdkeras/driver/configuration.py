@@ -61,6 +61,10 @@ def _class_weight(name: str, value: Any) -> Any:
     return value
 
 
+def _decoders(name: str, value: Any) -> Any:
+    return value or {}  # checked together with the columns
+
+
 def _launch_options(name: str, value: Any) -> dict[str, Any]:
     options = dict_by_name(name, value)
     own = ("start_timeout", "env", "mpi_args")  # the others are arguments of the trainer or ours
@@ -162,13 +166,13 @@ class Configuration(Declared):
     label_col: schema.Names = argument("label", _columns)
     sample_weight_col: schema.Names | None = argument(None, optional(_columns))
     class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
-    decode: Mapping[str, Decoder] | None = argument(None)
+    decode: Mapping[str, Decoder] | None = argument(None, _decoders)
     output_col: str | Sequence[str] = argument("prediction", _columns)
     learning_rate: float = argument(0.01, positive(float))
     seed: int = argument(0, whole)
     validation_split: float | None = argument(None, optional(fraction()))
-    callbacks: Sequence[Any] = argument((), _keras_callbacks)
-    center_callbacks: Sequence[Any] = argument((), _keras_callbacks)
+    callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
+    center_callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
     center_window: int | None = argument(None, optional(positive(int)))
     stop_at: Mapping[str, float] | None = argument(None, _targets)
     checkpoint: str | os.PathLike | None = argument(None, optional(path))
@@ -199,7 +203,7 @@ class Configuration(Declared):
         for name in ("checkpoint_minutes", "max_restarts"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ValueError(f"{name} needs checkpoint. Received: checkpoint=None")
-        self.decode = self._checked_decode()
+        self._check_decode()
 
     def default_optimizer(self) -> Any:
         """Returns the optimizer of ranks, or its configuration, where `worker_optimizer` is not given."""
@@ -232,10 +236,10 @@ class Configuration(Declared):
         columns = self.features_col, self.label_col, scalars, self.sample_weight_col
         return schema.columns(self.keras_model, self.loss, *columns)
 
-    def _checked_decode(self) -> dict[str, Decoder]:
+    def _check_decode(self) -> None:
         decode = self.decode
         if not decode:
-            return {}
+            return
         names = [
             *schema.input_columns(self.keras_model, self.features_col),
             *schema.output_columns(self.keras_model, self.label_col),
@@ -246,12 +250,11 @@ class Configuration(Declared):
                 f"decode must be a dict of functions by the names of columns that are read, {names}. "
                 f"Received: {decode!r}"
             )
-        return dict(decode)
 
     def _take_what_the_model_is_compiled_with(self) -> None:
         compiled = compiled_with(self.keras_model)
         for name in _COMPILED:
-            if getattr(self, name) is None:
-                setattr(self, name, compiled.get(name))
-        if self.worker_optimizer is None and self.uses_compiled_optimizer:
-            self.worker_optimizer = compiled.get("optimizer")
+            if getattr(self, name) is None and compiled.get(name) is not None:
+                setattr(self, name, compiled[name])
+        if self.worker_optimizer is None and self.uses_compiled_optimizer and "optimizer" in compiled:
+            self.worker_optimizer = compiled["optimizer"]

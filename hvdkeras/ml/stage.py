@@ -44,6 +44,10 @@ class Stage(Params, MLReadable, MLWritable):
         """Saves what the params do not hold, and returns the metadata about it."""
         return {}
 
+    def _saved_params(self) -> dict[str, Any]:
+        """Returns the values of the params that the metadata holds, by name; `_save_more` saves others."""
+        return {param.name: value for param, value in self._paramMap.items()}
+
     @classmethod
     def _load_more(cls, reader: StageReader, path: str, metadata: dict[str, Any]) -> dict[str, Any]:
         """Loads what `_save_more` saved, and returns it as arguments of the constructor."""
@@ -163,7 +167,8 @@ class StageWriter(MLWriter):
         more = self._stage._save_more(self, path)
         more["hvdkeras"] = {"format": FORMAT, "version": version("hvdkeras")}
         session = self.sparkSession
-        line = DefaultParamsWriter._get_metadata_to_save(self._stage, session, extraMetadata=more)
+        params = self._stage._saved_params()
+        line = DefaultParamsWriter._get_metadata_to_save(self._stage, session, more, params)
         files.write_text(session, f"{path}/metadata", line, self.shouldOverwrite)
 
     def write_bytes(self, path: str, content: bytes) -> None:
@@ -193,7 +198,7 @@ class StageReader(MLReader):
         """
         metadata = self._metadata(path)
         more = self._cls._load_more(self, path, metadata)
-        stage = self._cls(**more, **metadata["defaultParamMap"], **metadata["paramMap"])
+        stage = self._cls(**more, **metadata["paramMap"])
         stage._resetUid(metadata["uid"])
         return stage
 

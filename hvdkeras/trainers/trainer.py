@@ -14,12 +14,15 @@ from hvdkeras.models import schema
 from hvdkeras.spec import EnsembleSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pyspark.ml.param import Param
     from pyspark.sql import DataFrame
 
     from hvdkeras.predictors import ModelPredictor
 
 # What the rule on a rank never needs: the user's objects, and what pyspark keeps in each of its stages.
-_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_paramMap", "_defaultParamMap", "_params", "_given"}
+_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_params", "_given"}
 
 
 class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
@@ -63,12 +66,34 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             TrainingError: if a rank failed.
         """
         check_contract(self)
+        self.check_together()  # arguments may have been set since the construction
         num_workers = checks.number_of_workers(self.num_workers, self.default_workers)
         self.check(num_workers)
         request = training.Request(data, shuffle, validation_data, resume)
         outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request)
         self.history = outcome.history
         return self.result(outcome)
+
+    def copy(self, extra: Mapping[Param, Any] | None = None) -> Trainer:
+        """Returns a copy in which params have the values in `extra`, as a grid of `CrossValidator` gives
+
+        Raises:
+            ValueError: a value does not fit; or `learning_rate` is among them and is not the optimizer's, so
+                that the candidates of a grid would be alike.
+        """
+        result = super().copy(extra)
+        rates = [
+            param
+            for param in extra or {}
+            if param.parent == self.uid and self._argument(param.name) == "learning_rate"
+        ]
+        if rates and not result.names_its_optimizer:
+            raise ValueError(
+                "learning_rate can't be tuned beside an optimizer that has a rate of its own: give "
+                "worker_optimizer by its name, or tune the param worker_optimizer itself. Received: "
+                f"worker_optimizer={result.worker_optimizer!r}"
+            )
+        return result
 
     @property
     def default_workers(self) -> int:

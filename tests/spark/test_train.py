@@ -6,7 +6,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.linalg import Vectors
-from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import functions as F
 
 import hvdkeras
@@ -103,12 +103,14 @@ def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
     trainer.output_col = "scores"
     validator = CrossValidator(
         estimator=Pipeline(stages=[trainer, scored]),
-        estimatorParamMaps=ParamGridBuilder().addGrid(trainer.getParam("rho"), [0.1, 2.0]).build(),
+        estimatorParamMaps=ParamGridBuilder().addGrid(trainer.rho_param, [0.1, 2.0]).build(),
         evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
         numFolds=2,
         seed=0,
     )
-    fitted = validator.fit(dataframe)
+    validator.write().save(str(tmp_path / "validator"))
+    CrossValidator.load(str(tmp_path / "validator")).fit(dataframe).write().save(str(tmp_path / "tuned"))
+    fitted = CrossValidatorModel.load(str(tmp_path / "tuned"))
     # In one epoch the weaker force hardly moves the center.
     loose, tight = fitted.avgMetrics
     assert tight > max(loose, 0.3)
