@@ -82,7 +82,7 @@ def train(
     recipe = checks.checked_recipe(configuration, algorithm)
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
-        local.once(checks.check_checkpoints, configuration.checkpoint, name, request.resume)
+        local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)
     if configuration.timeline is not None:
         local.once(timeline.check, configuration.timeline)
     with (

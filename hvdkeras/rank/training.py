@@ -28,6 +28,7 @@ from hvdkeras.data.rows import Rows
 from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import rank
 from hvdkeras.models import schema
+from hvdkeras.models.structure import structure
 from hvdkeras.models.vector import rest_of
 from hvdkeras.mpi.collectives import mean
 from hvdkeras.rank import gradients, resuming
@@ -92,7 +93,11 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 center_model.load(start.center.center, start.statistics)
             contents = center.contents if center else lambda: _own_contents(replica)
             oversight = Oversight(spec, place, replica, center_model, contents)
-            facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
+            facts = {
+                "algorithm": type(spec.algorithm).__name__,
+                "model": structure(spec.recipe.content),
+                "order": order,
+            }
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
         measures = _measures(spec, replica, center, exchange)
         _fit(spec, replica, rows, [*measures, recorder, *callbacks], bool(start.manifest.get("stopped")))

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -9,6 +10,11 @@ from hvdkeras.checkpoint.folder import CheckpointFolder
 from hvdkeras.checkpoint.rank_state import RankState
 from hvdkeras.driver.checks import check_checkpoints
 from hvdkeras.history import RankHistory
+from hvdkeras.models.serialization import model_to_bytes
+from hvdkeras.models.structure import structure
+
+MODEL = model_to_bytes(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+FACTS = {"algorithm": "EASGD", "model": structure(MODEL)}
 
 
 def write(folder: CheckpointFolder, number: int, complete: bool) -> None:
@@ -19,23 +25,23 @@ def write(folder: CheckpointFolder, number: int, complete: bool) -> None:
         folder.write_json(number, "rank-00000.json", {"epoch": number}),
     ]
     if complete:
-        folder.complete(number, files, {"algorithm": "EASGD", "epochs": number / 2})
+        folder.complete(number, files, {**FACTS, "epochs": number / 2})
 
 
 def test_only_complete_checkpoints_count(tmp_path):
     url = str(tmp_path / "run")
     folder = CheckpointFolder(url)
-    check_checkpoints(url, "EASGD", resume=False)
+    check_checkpoints(url, "EASGD", MODEL, resume=False)
     assert folder.newest_intact().number == 0
     write(folder, 1, complete=True)
     write(folder, 2, complete=False)
     assert folder.numbers() == [1, 2]
     assert folder.newest_intact().number == 1
-    check_checkpoints(url, "EASGD", resume=True)
+    check_checkpoints(url, "EASGD", MODEL, resume=True)
     with pytest.raises(ValueError, match="without checkpoints, unless resume=True. Received: .* of EASGD"):
-        check_checkpoints(url, "EASGD", resume=False)
+        check_checkpoints(url, "EASGD", MODEL, resume=False)
     with pytest.raises(ValueError, match="the same algorithm to resume from, ADAG. Received: .* of EASGD"):
-        check_checkpoints(url, "ADAG", resume=True)
+        check_checkpoints(url, "ADAG", MODEL, resume=True)
     assert folder.manifest(1)["epochs"] == 0.5
     np.testing.assert_array_equal(folder.read_arrays(1, "center.npz")["center"], [[1, 1, 1]])
 
@@ -69,7 +75,7 @@ def test_the_newest_intact_checkpoint_is_resumed_from(tmp_path, name, harm):
         assert len(point.skipped) == 1
         assert name in point.skipped[0]
         assert "checkpoint 3" in point.skipped[0]
-    check_checkpoints(str(tmp_path), "EASGD", resume=True)
+    check_checkpoints(str(tmp_path), "EASGD", MODEL, resume=True)
 
 
 def test_a_deleted_checkpoint_is_gone(tmp_path):
@@ -137,4 +143,4 @@ def test_a_state_of_something_else_is_refused(tmp_path, kept):
 def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="checkpoint must be a folder or URL that can be written"):
-        check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", resume=False)
+        check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", MODEL, resume=False)

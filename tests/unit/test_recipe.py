@@ -12,6 +12,8 @@ from hvdkeras.driver.checks import checked_recipe
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.optimizers import optimizers_of
 from hvdkeras.models.recipe import SEED_STRIDE, Recipe
+from hvdkeras.models.serialization import model_to_bytes
+from hvdkeras.models.structure import structural_differences, structure
 from hvdkeras.models.vector import averaged_variables
 
 FACTOR = 3.0
@@ -341,3 +343,26 @@ def test_what_differs_is_named():
         copied(model(Forgetful(width=5, name="forgetful")), loss="mse", custom_objects=custom)
     with pytest.raises(ValueError, match="of which these differ: the optimizer's configuration"):
         copied(model(), optimizer=Fading(), loss="mse")
+
+
+def layered(activation="relu", units=8, **dropout) -> bytes:
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(units, activation)(inputs)
+    outputs = keras.layers.Dense(2)(keras.layers.Dropout(**{"rate": 0.5, **dropout})(hidden))
+    return model_to_bytes(keras.Model(inputs, outputs))
+
+
+def test_the_structure_of_a_model_has_none_of_its_names():
+    first, again = structure(layered()), structure(layered())  # dense, dense_1; dense_2, dense_3
+    assert list(structural_differences(first, again)) == []
+
+
+def test_what_differs_in_a_structure_is_named():
+    [line] = structural_differences(structure(layered("tanh")), structure(layered("relu")))
+    assert line == "model.config.layers[1].config.activation is 'tanh' instead of 'relu'"
+    [line] = structural_differences(structure(layered(rate=0.1)), structure(layered()))
+    assert line == "model.config.layers[2].config.rate is 0.1 instead of 0.5"
+    deeper = structure(model_to_bytes(keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])))
+    wider = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
+    [line] = structural_differences(deeper, structure(model_to_bytes(wider)))
+    assert line == "model.config.layers has 2 entries instead of 3"

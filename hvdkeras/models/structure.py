@@ -1,0 +1,58 @@
+"""What a model is made of, without the names that Keras numbers anew in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hvdkeras.models.serialization import architecture
+
+# Numbers of objects, and shapes that follow from the rest.
+_IGNORED = ("name", "shared_object_id", "build_config", "compile_config")
+
+
+def structure(content: bytes) -> Any:
+    """Returns the configuration that a `.keras` file holds, with layers by number instead of by name."""
+    config = architecture(content)
+    numbers: dict[str, str] = {}
+    for name in _names(config):
+        numbers.setdefault(name, f"layer {len(numbers)}")
+    return _numbered(config, numbers)
+
+
+def structural_differences(model: Any, other: Any, where: str = "model") -> Iterator[str]:
+    """Describes where two structures differ, a line for each place.
+
+    Args:
+        model: what `structure` returned.
+        other: the same of another model.
+        where: the place of both, for the messages.
+    """
+    if isinstance(model, dict) and isinstance(other, dict):
+        for key in sorted(model.keys() | other.keys()):
+            yield from structural_differences(model.get(key), other.get(key), f"{where}.{key}")
+    elif isinstance(model, list) and isinstance(other, list) and len(model) == len(other):
+        for number, pair in enumerate(zip(model, other, strict=True)):
+            yield from structural_differences(*pair, f"{where}[{number}]")
+    elif isinstance(model, list) and isinstance(other, list):
+        yield f"{where} has {len(model)} entries instead of {len(other)}"
+    elif model != other:
+        yield f"{where} is {model!r} instead of {other!r}"
+
+
+def _names(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("name"), str):
+            yield config["name"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from _names(item)
+
+
+def _numbered(config: Any, numbers: dict[str, str]) -> Any:
+    if isinstance(config, dict):
+        return {key: _numbered(item, numbers) for key, item in config.items() if key not in _IGNORED}
+    if isinstance(config, list):
+        return [_numbered(item, numbers) for item in config]
+    return numbers.get(config, config) if isinstance(config, str) else config
