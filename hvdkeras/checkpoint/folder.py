@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pyarrow import fs
 
-from hvdkeras.data.store import local_path, normalized, open_filesystem
+from hvdkeras.data.store import joined, local_path, normalized, open_filesystem
 from hvdkeras.history import standard_json
 
 MANIFEST = "training.json"
@@ -77,7 +77,7 @@ class CheckpointFolder:
             ) from error
 
     def subfolder(self, name: str) -> CheckpointFolder:
-        return CheckpointFolder(f"{self.url}/{name}")
+        return CheckpointFolder(joined(self.url, name))
 
     def numbers(self) -> list[int]:
         """Returns the numbers of all checkpoints, incomplete ones too, ascending."""

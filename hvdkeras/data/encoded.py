@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from hvdkeras.data.columns import DataError
 from hvdkeras.data.raw import binary_values
-from hvdkeras.data.store import ColumnFile, map_rows
+from hvdkeras.data.store import ColumnFile, map_file, map_rows
 
 
 class Encoded(NamedTuple):
@@ -122,7 +122,7 @@ def open_encoded(path: str, start: int, stop: int, first: int) -> EncodedRows:
         stop: the end of the rows, counted in the part.
         first: number of the first row in the data.
     """
-    data, offsets = (np.asarray(np.load(file, mmap_mode="r")) for file in (path, offsets_file(path)))
+    data, offsets = map(map_file, (path, offsets_file(path)))
     return EncodedRows(data, offsets[start : stop + 1], first)
 
 

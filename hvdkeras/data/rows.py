@@ -15,7 +15,7 @@ from hvdkeras.data.columns import Column, row_bytes
 from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import permutation
-from hvdkeras.data.store import local_path, map_rows, open_filesystem
+from hvdkeras.data.store import local_path, map_file, map_rows, open_filesystem
 
 # A block costs a call into Python, and each piece of the data that it reads from costs a few microseconds,
 # however few the rows. So a block has many batches: as many as make the calls cheap and still fit in a cache,
@@ -246,7 +246,5 @@ def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column
                 starts = (start + bounds[:-1]).tolist()
                 pieces[column] = [open_encoded(*at, first) for at, first in zip(files, starts, strict=True)]
             else:
-                pieces[column] = [
-                    np.asarray(np.load(path, mmap_mode="r"))[low:high] for path, low, high in files
-                ]
+                pieces[column] = [map_file(path)[low:high] for path, low, high in files]
     return bounds, pieces

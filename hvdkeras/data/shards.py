@@ -25,7 +25,7 @@ from pyarrow import fs
 from hvdkeras.data.columns import Column, DataError, check_names, check_type
 from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
-from hvdkeras.data.store import normalized, open_filesystem
+from hvdkeras.data.store import joined, normalized, open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import dataset
@@ -234,7 +234,7 @@ def write_dataframe(
     distinct = tuple(dict.fromkeys(columns))
     selected = select(df, distinct)
     with _new_folder(store) as url:
-        outcomes, blind = write_partitions(selected, distinct, url, f"{url}/{_MARKER}")
+        outcomes, blind = write_partitions(selected, distinct, url, joined(url, _MARKER))
         if blind:
             raise ValueError(
                 "store must be a folder or URL that the driver, the executors and the ranks see. "
@@ -249,7 +249,7 @@ def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
     if store is None:
         url = tempfile.mkdtemp(prefix="hvdkeras-")
     else:
-        url = f"{normalized(store)}/shards-{uuid.uuid4().hex[:12]}"
+        url = joined(normalized(store), f"shards-{uuid.uuid4().hex[:12]}")
     try:
         system, path = open_filesystem(url)
         system.create_dir(path, recursive=True)

@@ -5,31 +5,50 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, TextIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
 _COPY_BYTES = 8 << 20
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+:")
+_DATABRICKS = "/dbfs"
 
 
 def normalized(url: str | os.PathLike) -> str:
     """Returns a store's name for all processes: the absolute path of a local folder, the URL of another."""
     url = os.fspath(url)
     path = local_path(url)
-    return url.rstrip("/") if path is None else path
+    if path is not None:
+        return path
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/"))) if parts.query else url.rstrip("/")
+
+
+def joined(url: str, name: str) -> str:
+    """Returns the name of an entry of a folder that `normalized` named. A URL's query stays at its end."""
+    parts = urlsplit(url)
+    if local_path(url) is None and parts.query:
+        return urlunsplit(parts._replace(path=f"{parts.path}/{name}"))
+    return f"{url}/{name}"
 
 
 def local_path(url: str) -> str | None:
-    """Returns the absolute path that a path or a file URL names; None for any other URL."""
-    if "://" not in url and not url.startswith("file:/"):
+    """Returns the absolute path that a path or a URL of this machine's files names; None for any other URL.
+
+    Databricks mounts what it calls `dbfs:/folder` at `/dbfs/folder`, on the driver and on executors.
+    """
+    if not _SCHEME.match(url):
         return os.path.abspath(os.path.expanduser(url))
     parts = urlsplit(url)
+    if parts.scheme == "dbfs" and not parts.netloc and os.path.isdir(_DATABRICKS):
+        return os.path.abspath(f"{_DATABRICKS}/{parts.path}")
     return os.path.abspath(unquote(parts.path)) if parts.scheme == "file" else None
 
 
@@ -49,6 +68,14 @@ def open_filesystem(url: str, name: str = "store") -> tuple[fs.FileSystem, str]:
     path = local_path(url)
     if path is not None:
         return fs.LocalFileSystem(), path
+    # fsspec would take a URL with a single slash for a local folder of that name.
+    if "://" not in url:
+        raise ValueError(
+            f"{name} must be a local path or a URL such as s3://bucket/folder or hdfs://host:8020/folder. "
+            f"Received: {url!r}. A local folder with a colon in its name is written './{url}'"
+        )
+    # Hadoop's names of the same store.
+    url = re.sub("^s3[an]://", "s3://", url)
     try:
         return fs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, NotImplementedError) as error:
@@ -126,6 +153,23 @@ def upload(local_file: str, system: fs.FileSystem, path: str) -> None:
     """Copies a file of this machine into a store. On object stores it appears complete or not at all."""
     with open(local_file, "rb") as source, system.open_output_stream(path) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
+
+
+def map_file(path: str) -> np.ndarray:
+    """Maps a column file of this machine, read-only.
+
+    NumPy's own mapping keeps a descriptor for each file; a thousand partitions exceed a process's limit.
+
+    Returns:
+        All rows of the file, shape `(n, *shape)`.
+    """
+    with pa.memory_map(path) as file:
+        content = file.read_buffer()
+    header = pa.BufferReader(content)
+    np.lib.format.read_magic(header)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    count = int(np.prod(shape, dtype=np.int64))
+    return np.frombuffer(content, dtype, count, header.tell()).reshape(shape)
 
 
 def map_rows(

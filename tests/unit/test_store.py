@@ -1,10 +1,13 @@
-"""Text files behind local paths and URLs."""
+"""Files and folders behind local paths and URLs."""
 
+import os
 import uuid
 
+import numpy as np
 import pytest
 
-from hvdkeras.data.store import open_text
+from hvdkeras.data import store
+from hvdkeras.data.store import joined, map_file, normalized, open_filesystem, open_text
 
 TEXT = "one line\nzwei Wörter\r\n\n"
 
@@ -36,3 +39,47 @@ def test_what_can_not_be_opened(tmp_path):
         pass
     with pytest.raises(OSError, match=str(tmp_path)), open_text(tmp_path, "w"):
         pass
+
+
+@pytest.mark.parametrize("url", ["dbfs:/x", "hdfs:/x", "s3a:bucket/x", "run:1"])
+def test_a_url_that_is_not_understood_is_no_folder_of_that_name(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"store must be a local path or a URL .* '{url}'.* written './{url}'"
+    ):
+        open_filesystem(url)
+    system, path = open_filesystem(f"./{url}")
+    assert (type(system).__name__, path) == ("LocalFileSystem", f"{tmp_path}/{url}")
+
+
+def test_databricks_files_are_where_they_are_mounted(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_DATABRICKS", str(tmp_path))
+    for url in ("dbfs:/runs/x", "dbfs:///runs/x/"):
+        assert normalized(url) == f"{tmp_path}/runs/x"
+
+
+def test_hadoops_names_of_s3_open_it():
+    system, path = open_filesystem("s3a://bucket/x?region=eu-west-1")
+    assert (type(system).__name__, path, system.region) == ("S3FileSystem", "bucket/x", "eu-west-1")
+
+
+@pytest.mark.parametrize(
+    ("url", "entry"),
+    [
+        ("s3://bucket/a/?region=eu-west-1", "s3://bucket/a/shards?region=eu-west-1"),
+        ("s3://bucket/a/", "s3://bucket/a/shards"),
+        ("/a/b?c/", "/a/b?c/shards"),
+    ],
+)
+def test_an_entry_stands_before_the_query(url, entry):
+    assert joined(normalized(url), "shards") == entry
+
+
+def test_mapped_files_keep_no_descriptor(tmp_path):
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.save(tmp_path / "rows.npy", rows)
+    before = len(os.listdir("/proc/self/fd"))
+    mapped = [map_file(str(tmp_path / "rows.npy")) for _ in range(50)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    np.testing.assert_array_equal(mapped[-1], rows)
+    assert not mapped[0].flags.writeable
