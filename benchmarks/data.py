@@ -116,8 +116,9 @@ def make_model():
 def fit_shards(model, shards: Shards, epochs: int = 1) -> None:
     from hvdkeras.callbacks.feed import Feed
     from hvdkeras.data.rows import Rows
+    from hvdkeras.models.targets import Batch
 
-    feed = Feed(Rows(shards, 0, 1, BATCH, seed=0), model)
+    feed = Feed(Rows(shards, 0, 1, BATCH, seed=0), Batch(0, 1, None))
     model.fit(feed.dataset(), epochs=epochs, callbacks=[feed], shuffle=False, verbose=0)
 
 

@@ -11,6 +11,7 @@ from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
 from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.targets import Batch
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DataSpec:
         shuffle: whether each epoch deals all rows out anew.
         decode: by column name, the function from a row's bytes to its array.
         class_weight: as in `keras.Model.fit`; None without.
+        batch: how the columns make up a batch.
     """
 
     shards: Shards
@@ -36,6 +38,7 @@ class DataSpec:
     shuffle: bool
     decode: Mapping[str, Decoder]
     class_weight: Mapping[int, float] | None
+    batch: Batch
 
     @property
     def is_evaluated(self) -> bool:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
-from hvdkeras.models.schema import structures
+from hvdkeras.models.targets import Batch, nested
 
 
 class Feed(keras.callbacks.Callback):
@@ -20,9 +20,8 @@ class Feed(keras.callbacks.Callback):
     epoch to callbacks only.
 
     Args:
-        rows: the rank's rows; their columns are the model's inputs, its outputs and sample weights: none,
-            one for all outputs, or one for each.
-        model: the Keras model, whose nesting of inputs and outputs the batches get.
+        rows: the rank's rows.
+        batch: how their columns make up a batch.
         first_epoch: the epoch in which the training starts or resumes.
         first_step: the batch of that epoch from which it does. Keras numbers an epoch's batches from 0
             nevertheless.
@@ -32,7 +31,7 @@ class Feed(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, rows: Rows | DecodedRows, model: Any, first_epoch: int = 0, first_step: int = 0
+        self, rows: Rows | DecodedRows, batch: Batch, first_epoch: int = 0, first_step: int = 0
     ) -> None:
         super().__init__()
         if not 0 <= first_step < rows.steps:
@@ -41,8 +40,7 @@ class Feed(keras.callbacks.Callback):
                 f"Received: {first_step}"
             )
         self._rows, self._first_epoch, self._first_step = rows, first_epoch, first_step
-        self._structures = structures(model)
-        self._counts = len(model.inputs), len(model.outputs)
+        self._batch = batch
         self.begin(first_epoch)
 
     def begin(self, epoch: int) -> int:
@@ -56,7 +54,8 @@ class Feed(keras.callbacks.Callback):
         self.params["steps"] = self.begin(epoch)
 
     def dataset(self) -> tf.data.Dataset:
-        """Returns batches, `(inputs, outputs)` or `(inputs, outputs, weights)`.
+        """Returns batches: `(inputs, labels)`, `(inputs, labels, weights)`, or inputs as Keras's `fit` packs
+        them where there are no labels.
 
         An iteration yields the epoch that `begin` has set. The dataset's length is that of a whole epoch.
         After an epoch that began in its middle Keras warns "Your input ran out of data" and continues with
@@ -100,22 +99,8 @@ class Feed(keras.callbacks.Callback):
         for tensor, column in zip(tensors, columns, strict=True):
             tensor.set_shape((None, *column.shape))
         sizes.set_shape((None,))
-        return self._nested(tensors), sizes
+        return nested(self._batch, tensors), sizes
 
     def _gather(self, epoch: np.int64, step: np.int64) -> list[np.ndarray]:
         columns, sizes = self._rows.block(int(epoch), int(step))
         return [*columns, sizes]
-
-    def _nested(self, tensors: list[tf.Tensor]) -> tuple[Any, ...]:
-        inputs, outputs = self._structures
-        ends = np.cumsum(self._counts)
-        weights = tensors[ends[1] :]
-        if len(weights) == 1:
-            weights *= self._counts[1]
-        groups = [(inputs, tensors[: ends[0]]), (outputs, tensors[ends[0] : ends[1]]), (outputs, weights)]
-        # For tf.data a list is a tensor.
-        return tuple(
-            keras.tree.lists_to_tuples(keras.tree.pack_sequence_as(structure, group))
-            for structure, group in groups
-            if group
-        )

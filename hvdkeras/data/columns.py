@@ -31,6 +31,20 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Form:
+    """The form that the rows of one column of the data have.
+
+    Attributes:
+        shape: shape of a row, without the batch axis; () for a scalar.
+        dtype: NumPy dtype in which Keras would get it: float32 for all floats, integers and booleans as they
+            are.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Column:
     """What the model requires of one column of the data.
 
@@ -42,10 +56,12 @@ class Column:
         shape: shape of one row, without the batch axis; () for a scalar.
         dtype: NumPy dtype in which it is stored and fed.
         classes: number of classes, for labels; the values are then whole numbers from 0 to classes - 1.
+        ignored: a class number, beside these, of values that the loss ignores; None without.
         one_hot: the model takes one-hot rows, so the last axis of `shape` is `classes` long. Class numbers
             are converted to one-hot rows; rows that already have `classes` values are not changed.
         encoded: the data has bytes in this column, of any length in each row, and they are stored as they
             are. `hvdkeras.data.decoding` decodes them on the ranks, to what the other attributes describe.
+        nan: NaN and infinity are values like others, of labels that the user's own loss masks.
 
     Raises:
         ValueError: `shape`, `dtype` or `classes` can't describe a column.
@@ -57,6 +73,8 @@ class Column:
     classes: int | None = None
     one_hot: bool = False
     encoded: bool = False
+    ignored: int | None = None
+    nan: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -98,9 +116,10 @@ class Column:
         elif self.classes is not None:
             required = _counted(self.size, "class number")
         else:
-            kind = "finite" if np.dtype(self.dtype).kind == "f" else "whole"
-            required = _counted(self.size, f"{kind} number")
+            kind = "whole " if np.dtype(self.dtype).kind != "f" else "" if self.nan else "finite "
+            required = _counted(self.size, f"{kind}number")
         span = "" if self.classes is None else f" from 0 to {self.classes - 1}"
+        span += "" if self.ignored is None else f" or {self.ignored}"
         return f"{required}{span} in every row (shape {self.shape}, {self.dtype})"
 
 
@@ -160,7 +179,8 @@ def convert(
     else:
         with np.errstate(over="ignore"):
             result = values.astype(column.dtype, copy=False)
-        problems += _check_finite(result, used)
+        if not column.nan:
+            problems += _check_finite(result, used)
     if problems:
         return None, problems
     if encode:
@@ -206,7 +226,10 @@ def _check_whole(column: Column, values: np.ndarray, used: np.ndarray | None, en
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if values.min() >= low and values.max() <= high:
         return []
-    return _problems(OUTSIDE, (values < low) | (values > high), values, used)
+    outside = (values < low) | (values > high)
+    if column.ignored is not None:
+        outside &= values != column.ignored
+    return _problems(OUTSIDE, outside, values, used)
 
 
 def _problems(what: str, wrong: np.ndarray, values: np.ndarray, used: np.ndarray | None) -> list[Problem]:

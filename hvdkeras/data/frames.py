@@ -41,7 +41,7 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
 
 def _expression(column: Column, field: StructField) -> SparkColumn:
     kind = field.dataType
-    source = functions.col("`{}`".format(field.name.replace("`", "``")))
+    source = functions.col(_quoted(field.name))
     # The JVM converts floats to the stored width: that halves the bytes that doubles would take to Python.
     # Columns of whole numbers are not cast: a cast would hide fractions and overflows.
     width = {"f8": "double"}.get(np.dtype(column.dtype).str[1:], "float")
@@ -68,6 +68,31 @@ def _arrow_type(kind: DataType) -> pa.DataType | None:
         return to_arrow_type(kind)
     except TypeError:
         return None
+
+
+def arrow_types(df: DataFrame, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Returns the Arrow types of those columns that a DataFrame has; vectors are lists of doubles."""
+    types = {}
+    for name in names:
+        if name in df.columns:
+            kind = df.schema[name].dataType
+            is_vector = isinstance(kind, VectorUDT | OldVectorUDT)
+            types[name] = pa.list_(pa.float64()) if is_vector else _arrow_type(kind)
+    return {name: kind for name, kind in types.items() if kind is not None}
+
+
+def first_row(df: DataFrame, names: Sequence[str]) -> dict[str, pa.Array]:
+    """Returns the first row of some columns, of the types that `arrow_types` returns; runs a Spark job."""
+    types = arrow_types(df, names)
+    row = df.select(*(functions.col(_quoted(name)).alias(name) for name in names)).first()
+    if row is None:
+        return {name: pa.array([], kind) for name, kind in types.items()}
+    values = {name: getattr(row[name], "toArray", lambda name=name: row[name])() for name in names}
+    return {name: pa.array([values[name]], kind) for name, kind in types.items()}
+
+
+def _quoted(name: str) -> str:
+    return "`{}`".format(name.replace("`", "``"))
 
 
 def write_partitions(

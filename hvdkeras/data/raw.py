@@ -72,7 +72,7 @@ def flat_values(
         used: the numbers of these rows if m < n, else None.
         faults: for every kind of fault (NULL, RAGGED, SIZE), a mask of shape `(n,)` of the rows that have it.
     """
-    array = _plain(array)
+    array = as_lists(array)
     values = _uniform(array)
     if values is not None:
         return values, None, {}
@@ -136,9 +136,10 @@ def _numbers(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def as_lists(array: pa.Array) -> pa.Array:
+    """Returns the array as values of its `plain_type`."""
     if isinstance(array.type, pa.BaseExtensionType):
-        return _plain(array.storage)
+        return as_lists(array.storage)
     if is_binary(array.type):
         return _bytes_as_list(array)
     if _is_vector(array.type):

@@ -15,7 +15,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class Shards:
 
     def check_columns(self, columns: Sequence[Column]) -> None:
         """Raises DataError unless the shards have the columns that a model requires, in this order."""
-        if self.columns != tuple(columns):
+        if not _fit(self.columns, columns):
             raise DataError(
                 f"the shards in {self.url} must have the columns that the model requires: "
                 f"{'; '.join(map(_shown, columns))}. Received: {'; '.join(map(_shown, self.columns))}"
@@ -90,6 +90,12 @@ class Shards:
     def remove(self) -> None:
         """Deletes the folder. A second call does nothing."""
         _delete(self.url)
+
+
+def _fit(stored: Sequence[Column], required: Sequence[Column]) -> bool:
+    # Values that were checked to be finite are right where any are.
+    strict = [replace(one, nan=one.nan and other.nan) for one, other in zip(required, stored, strict=False)]
+    return len(stored) == len(required) and list(stored) == strict
 
 
 def _shown(column: Column) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from hvdkeras.data.columns import Column
+from hvdkeras.data.columns import Column, Form
+from hvdkeras.data.decoding import Decoder
+from hvdkeras.data.raw import as_lists, is_list, is_number, plain_type
 from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
 
 
@@ -38,16 +41,82 @@ def write(data: Any, columns: Sequence[Column], store: str | None) -> Shards:
     return write_parquet(data, columns, store)
 
 
-def scalar_columns(data: Any) -> set[str]:
-    """Returns the names of the columns that have one number in each row."""
+def forms(data: Any, names: Sequence[str], decode: Mapping[str, Decoder]) -> dict[str, Form]:
+    """Returns the form of the rows of some columns.
+
+    It follows from the columns' types where they contain it, else from the first row, which is read for that.
+
+    Args:
+        data: as in `write`.
+        names: of columns.
+        decode: by name, the functions that decode columns of bytes.
+
+    Returns:
+        The forms by name, of those columns that the data has and whose rows are numbers.
+    """
     _check_kind(data)
     if isinstance(data, Shards):
-        return {column.name for column in data.columns if column.shape == ()}
-    if is_dataframe(data):
-        return {name for name, kind in data.dtypes if kind != "vector" and not kind.startswith("array")}
+        return {column.name: Form(column.shape, column.dtype) for column in data.columns}
     if isinstance(data, Mapping):
-        return {name for name, array in data.items() if np.ndim(array[:1]) == 1}
-    return {field.name for field in open_parquet(data).schema if not pa.types.is_nested(field.type)}
+        known = {name: data[name][:1] for name in names if name in data}
+    else:
+        known = _parquet_or_spark(data, names)
+    found = {name: _form(rows, decode.get(name)) for name, rows in known.items()}
+    return {name: form for name, form in found.items() if form is not None}
+
+
+def _parquet_or_spark(data: Any, names: Sequence[str]) -> dict[str, pa.DataType | pa.Array]:
+    """The Arrow types of columns; where a type leaves the length of lists open, the first row."""
+    if is_dataframe(data):
+        from hvdkeras.data.frames import arrow_types, first_row
+
+        types = arrow_types(data, names)
+    else:
+        parquet = open_parquet(data)
+        types = {name: parquet.schema.field(name).type for name in names if name in parquet.schema.names}
+    unknown = [name for name, kind in types.items() if is_list(plain_type(kind))]
+    if unknown:
+        types.update(
+            first_row(data, unknown)
+            if is_dataframe(data)
+            else {name: parquet.head(1, columns=[name])[name].combine_chunks() for name in unknown}
+        )
+    return types
+
+
+def _form(rows: pa.DataType | pa.Array | np.ndarray, decoder: Decoder | None) -> Form | None:
+    """The form of a type of scalars, or of one row."""
+    if isinstance(rows, pa.DataType):
+        return Form((), _fed_dtype(rows.to_pandas_dtype())) if is_number(rows) else None
+    if not len(rows):
+        return None
+    if decoder is not None:
+        value = rows[0].as_py() if isinstance(rows, pa.Array) else rows[0]
+        try:
+            rows = np.asarray(decoder(bytes(value)))[np.newaxis]
+        except Exception:
+            return None  # the check of the decoder names the row
+    if isinstance(rows, pa.Array):
+        return _arrow_form(rows)
+    rows = np.asarray(rows)
+    return Form(rows.shape[1:], _fed_dtype(rows.dtype)) if rows.dtype.kind in "fiub" else None
+
+
+def _arrow_form(row: pa.Array) -> Form | None:
+    """The form of one row in Arrow; None where its lists have unequal lengths or nulls."""
+    values, shape = as_lists(row), []
+    while is_list(values.type):
+        lengths = set(pc.list_value_length(values).to_pylist())
+        if len(lengths) != 1 or None in lengths:
+            return None
+        shape += lengths
+        values = values.flatten()
+    return Form(tuple(shape), _fed_dtype(values.type.to_pandas_dtype())) if is_number(values.type) else None
+
+
+def _fed_dtype(dtype: Any) -> str:
+    kind = np.dtype(dtype)
+    return kind.name if kind.kind in "iub" else "float32"
 
 
 def _check_kind(data: Any) -> None:

@@ -11,7 +11,6 @@ from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
-from hvdkeras.models import schema
 from hvdkeras.models.optimizers import check_accumulation
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.structure import structural_differences, structure
@@ -63,7 +62,7 @@ def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe
     Raises:
         ValueError: the ranks could not rebuild or compile the model, or would train another one.
     """
-    schema.class_weights(configuration.keras_model, configuration.class_weight, configuration.columns())
+    configuration.targets()
     recipe = configuration.recipe()
     own_rate = getattr(recipe.optimizer, "learning_rate", None)
     if not configuration.names_its_optimizer and configuration.is_given("learning_rate"):

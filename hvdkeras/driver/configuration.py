@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvdkeras.arguments import (
@@ -18,12 +18,12 @@ from hvdkeras.arguments import (
     unknown_name,
     whole,
 )
-from hvdkeras.data.columns import Column
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.targets import Targets, complete_losses, targets
 
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
 
@@ -48,10 +48,20 @@ def _targets(name: str, value: Any) -> dict[str, float]:
     return dict(value or {})
 
 
+def _names(value: Any) -> list[Any]:
+    return list(value.values() if isinstance(value, Mapping) else schema.as_list(value))
+
+
 def _columns(name: str, value: Any) -> schema.Names:
-    names = value.values() if isinstance(value, Mapping) else schema.as_list(value)
+    names = _names(value)
     if not names or not all(isinstance(each, str) and each for each in names):
         raise ValueError(f"{name} must be a column's name, a list of them, or a dict. Received: {value!r}")
+    return value
+
+
+def _label_columns(name: str, value: Any) -> schema.Names:
+    # Outputs without a column have None.
+    _columns(name, [each for each in _names(value) if each is not None] or value)
     return value
 
 
@@ -83,8 +93,9 @@ class Configuration(Declared):
         worker_optimizer: a Keras optimizer or its name, one copy for each rank, which begins with the state
             that the optimizer has. Default: the model's own if it is compiled, otherwise SGD at
             `learning_rate`.
-        loss: a Keras loss, its name, a function, or a list or dict of them for several outputs. Default:
-            the model's own if it is compiled.
+        loss: a Keras loss, its name, a function, or a list or dict of them for several outputs, which may
+            have None for some, or leave them out of a dict. Default: the model's own if it is compiled;
+            models that compute a loss of their own, by `add_loss` or a `compute_loss`, need none.
         metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
         weighted_metrics: as in `keras.Model.compile`. Default: the model's own if it is compiled.
         loss_weights: as in `keras.Model.compile`.
@@ -94,10 +105,13 @@ class Configuration(Declared):
         features_col: the column of the model's input; a list with one column for each input, or a dict by
             the inputs' names: those of the Input layers, or the keys of a model that takes a dict.
         label_col: the column of the labels; a list with one column for each output, or a dict by the
-            outputs' names. Integer labels fit the sparse losses, and the categorical ones too: they are
-            one-hot encoded by the output's size.
-        sample_weight_col: the column of the rows' weights in the loss; a list with one column for each
-            output, or a dict by the outputs' names. Default: all rows count the same.
+            outputs' names. Outputs without a loss may be left out, or have None. None: no labels, for
+            models that compute a loss of their own. Integer labels fit the sparse losses, and the
+            categorical ones too: they are one-hot encoded by the output's size. Losses of the user's own
+            get labels as the data has them.
+        sample_weight_col: the column of the rows' weights in the loss, a number or a list (for time steps)
+            in each row; a list with one column for each output, or a dict by the outputs' names. Default:
+            all rows count the same.
         class_weight: weights of the classes in the loss by class number, as in `keras.Model.fit`; classes
             without an entry count 1. For models with one output, and not beside `sample_weight_col`.
         decode: by column name, functions that turn the bytes in a row (an image's file, say) into a NumPy
@@ -163,8 +177,8 @@ class Configuration(Declared):
     batch_size: int = argument(32, positive(int))
     num_epoch: int = argument(1, positive(int))
     features_col: schema.Names = argument("features", _columns)
-    label_col: schema.Names = argument("label", _columns)
-    sample_weight_col: schema.Names | None = argument(None, optional(_columns))
+    label_col: schema.Names | None = argument("label", optional(_label_columns))
+    sample_weight_col: schema.Names | None = argument(None, optional(_label_columns))
     class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
     decode: Mapping[str, Decoder] | None = argument(None, _decoders)
     output_col: str | Sequence[str] = argument("prediction", _columns)
@@ -222,7 +236,9 @@ class Configuration(Declared):
             optimizer,
             self.learning_rate if self.is_given("learning_rate") else None,
             self.custom_objects,
-            **{name: getattr(self, name) for name in _COMPILED},
+            metrics=self.metrics,
+            weighted_metrics=self.weighted_metrics,
+            **complete_losses(self.keras_model, self.loss, self.loss_weights),
             **{name: compiled[name] for name in ("run_eagerly", "jit_compile") if name in compiled},
         )
 
@@ -231,10 +247,9 @@ class Configuration(Declared):
         """Whether `learning_rate` is the rate of the optimizer: it was given by its name, or not at all."""
         return self.worker_optimizer is None or isinstance(self.worker_optimizer, str)
 
-    def columns(self, scalars: Container[str] = ()) -> tuple[Column, ...]:
-        """Returns the columns that a training reads of data whose columns `scalars` hold one number a row."""
-        columns = self.features_col, self.label_col, scalars, self.sample_weight_col
-        return schema.columns(self.keras_model, self.loss, *columns)
+    def targets(self) -> Targets:
+        """Returns what a training reads beside the inputs."""
+        return targets(self.keras_model, self.loss, self.label_col, self.sample_weight_col)
 
     def _check_decode(self) -> None:
         decode = self.decode
@@ -242,7 +257,7 @@ class Configuration(Declared):
             return
         names = [
             *schema.input_columns(self.keras_model, self.features_col),
-            *schema.output_columns(self.keras_model, self.label_col),
+            *filter(None, _names(self.label_col)),
         ]
         fits = isinstance(decode, Mapping) and all(map(callable, decode.values()))
         if not fits or decode.keys() - names:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from hvdkeras.data import decoding, sources
+from hvdkeras.data.columns import Column
 from hvdkeras.data.shards import Shards
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment, local
+from hvdkeras.models import schema, targets
 
 
 @contextlib.contextmanager
@@ -26,10 +28,8 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
         )
     decode = configuration.decode
-    columns = tuple(
-        replace(column, encoded=column.name in decode)
-        for column in configuration.columns(sources.scalar_columns(data) - decode.keys())
-    )
+    columns = local.once(_columns, configuration, data)
+    schema.class_weights(configuration.keras_model, configuration.class_weight, columns)
     if isinstance(data, Shards):
         data.check_columns(columns)
         shards, is_ours = data, False
@@ -42,6 +42,14 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
     finally:
         if is_ours:
             local.once(shards.remove)
+
+
+def _columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:
+    """The columns that are read, labels in the form that the data has where the loss takes any."""
+    read, decode = configuration.targets(), configuration.decode
+    forms = sources.forms(data, read.of_any_form, decode)
+    found = targets.columns(configuration.keras_model, configuration.features_col, read, forms)
+    return tuple(replace(column, encoded=column.name in decode) for column in found)
 
 
 @contextlib.contextmanager

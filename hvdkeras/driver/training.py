@@ -15,9 +15,10 @@ from hvdkeras.driver import checks
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.launching import launch
 from hvdkeras.driver.layout import laid_out, optionally_laid_out
+from hvdkeras.driver.trial import try_out
 from hvdkeras.history import History, timeline
 from hvdkeras.launch import local
-from hvdkeras.models import vector
+from hvdkeras.models import targets, vector
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.rank.worker import Result
 from hvdkeras.spec import CheckpointSpec, DataSpec, EnsembleSpec, OversightSpec, TrainingSpec
@@ -94,6 +95,7 @@ def train(
         shards.check_rows(num_workers, rows)
         checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
         data = _data_spec(configuration, shards, split, validation, request.shuffle)
+        local.once(try_out, recipe, data)
         spec = TrainingSpec(
             algorithm=algorithm,
             recipe=recipe,
@@ -135,6 +137,7 @@ def _data_spec(
         shuffle=shuffle,
         decode=configuration.decode,
         class_weight=configuration.class_weight,
+        batch=targets.batch(configuration.keras_model, configuration.targets()),
     )
 
 

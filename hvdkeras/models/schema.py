@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hvdkeras.data.columns import Column
 
-Names = str | Sequence[str] | Mapping[str, str]
-"""Columns of a model's inputs or outputs: the only one's, a list in their order, or a dict by their names."""
+Names = str | Sequence[str | None] | Mapping[str, str | None]
+"""Columns of a model's inputs or outputs: the only one's, a list in their order, or a dict by their names. Of
+outputs, None for those without a column."""
 
 
-def columns(
-    model: Any,
-    loss: Any,
-    features_col: Names,
-    label_col: Names,
-    scalars: Container[str] = (),
-    sample_weight_col: Names | None = None,
-) -> tuple[Column, ...]:
-    """Returns the columns that a training reads: one for each input, one for each output, sample weights.
+def feature_columns(model: Any, features_col: Names) -> list[Column]:
+    """Returns what the model's inputs require of their columns.
 
     Args:
         model: a built Functional or Sequential Keras model.
-        loss: a Keras loss, its name or a function; for several outputs a list, or a dict by output name.
         features_col: a column's name for each of the model's inputs, see `input_columns`.
-        label_col: a column's name for each of the model's outputs, see `output_columns`.
-        scalars: names of the data's columns that hold one number a row. A loss of the user's own may take
-            class numbers or vectors of the output's shape: what the data has decides.
-        sample_weight_col: a column's name for all of the model's outputs, or one for each. Default: none.
 
     Raises:
-        ValueError: if the model has no known inputs, a loss is unknown, or the columns' names are not those
-            of as many columns as there are inputs or outputs.
+        ValueError: if the model has no known inputs, or the names are not those of as many columns.
     """
-    inputs, outputs = tensors(model, "inputs"), tensors(model, "outputs")
-    features, labels = input_columns(model, features_col), output_columns(model, label_col)
-    if sample_weight_col is None or isinstance(sample_weight_col, str):
-        weights = as_list(sample_weight_col or [])
-    else:
-        weights = _in_order("sample_weight_col", sample_weight_col, output_names(model), "outputs")
+    inputs, features = tensors(model, "inputs"), input_columns(model, features_col)
     for tensor in inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
                 "the model's inputs must have a fixed shape beyond the batch. Received: input "
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}"
             )
-    features_columns = [
+    return [
         Column(name, tuple(tensor.shape[1:]), _column_dtype(tensor.dtype))
         for name, tensor in zip(features, inputs, strict=True)
     ]
-    label_columns = [
-        _label_column(name, tensor, output_loss, name in scalars)
-        for name, tensor, output_loss in zip(labels, outputs, _losses(model, loss), strict=True)
-    ]
-    return (*features_columns, *label_columns, *(Column(name, (), "float32") for name in weights))
 
 
 def input_columns(model: Any, features_col: Names) -> list[str]:
@@ -71,12 +49,7 @@ def input_columns(model: Any, features_col: Names) -> list[str]:
         ValueError: if there is not one name for each input, or a key of the dict is no input.
     """
     known = _paths(model, 0) or [tensor.name for tensor in tensors(model, "inputs")]
-    return _in_order("features_col", features_col, known, "inputs")
-
-
-def output_columns(model: Any, label_col: Names) -> list[str]:
-    """Returns the names of columns for the model's outputs, as `input_columns` does for the inputs."""
-    return _in_order("label_col", label_col, output_names(model), "outputs")
+    return in_order("features_col", features_col, known, "inputs")
 
 
 def class_weights(
@@ -89,7 +62,7 @@ def class_weights(
     Args:
         model: a built Functional or Sequential Keras model.
         class_weight: weights by class number, or None.
-        columns: what `columns` returned for the model.
+        columns: what `hvdkeras.models.targets.columns` returned for the model.
 
     Raises:
         ValueError: if the model has several outputs, or one that is no class; if there are sample weights,
@@ -98,14 +71,14 @@ def class_weights(
     if class_weight is None:
         return None
     num_inputs = len(tensors(model, "inputs"))
-    label, *more = columns[num_inputs:]
+    read = columns[num_inputs:]
     # Keras takes no nested labels here, not even a dict of one.
-    if more or _paths(model, 1):
+    if len(read) != 1 or len(tensors(model, "outputs")) > 1 or _paths(model, 1):
         raise ValueError(
             "class_weight needs a model with one output, not in a dict, and no sample_weight_col. "
-            f"Received: columns {[column.name for column in columns[num_inputs:]]}"
+            f"Received: columns {[column.name for column in read]}"
         )
-    count = _class_count(label)
+    count = _class_count(read[0])
     fits = isinstance(class_weight, Mapping) and len(class_weight) > 0
     fits = fits and all(
         isinstance(number, int | np.integer)
@@ -182,19 +155,49 @@ def _paths(model: Any, which: int) -> list[str]:
     return [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
 
 
-def _in_order(argument: str, names: Names, known: Sequence[str], what: str) -> list[str]:
+def in_order(
+    argument: str,
+    names: Names,
+    known: Sequence[str],
+    what: str,
+    needed: Sequence[bool] | None = None,
+    for_all: bool = False,
+) -> list[str | None]:
+    """Returns names in the order of what is known, None for outputs without one.
+
+    Args:
+        argument: whose value `names` is.
+        names: what the user wrote.
+        known: names of inputs or outputs.
+        what: what they are, for the message.
+        needed: whether each of them needs a column; the others may have None or be left out. Default: all.
+        for_all: whether a single name is that of the column of all; a list or a dict may then leave some out.
+
+    Raises:
+        ValueError: the names are not those of as many columns.
+    """
+    optional = needed is not None or for_all
+    needed = list(needed or [not for_all] * len(known))
     if isinstance(names, Mapping):
-        fits = set(names) == set(known)
+        fits = set(names) <= set(known)
         ordered = [names.get(name) for name in known]
     else:
         ordered = as_list(names)
+        if for_all and isinstance(names, str):
+            ordered = [names] * len(known)
+        elif optional and len(ordered) == sum(needed) < len(known):
+            given = iter(ordered)
+            ordered = [next(given) if here else None for here in needed]
         fits = len(ordered) == len(known)
+    fits = fits and not any(here and name is None for here, name in zip(needed, ordered, strict=True))
     if not fits:
+        among = [name for name, here in zip(known, needed, strict=True) if here or for_all]
         raise ValueError(
-            f"{argument} must name one column for each of the model's {len(known)} {what} "
-            f"({', '.join(known)}). Received: {names}"
+            f"{argument} must name one column for each of the model's {len(among)} {what} "
+            + ("" if len(among) == len(known) else "that have a loss ")
+            + f"({', '.join(among)}). Received: {names}"
         )
-    if not all(isinstance(name, str) for name in ordered):
+    if not all(isinstance(name, str | (type(None) if optional else str)) for name in ordered):
         raise ValueError(
             f"{argument} must be a column's name, a list of them, or a dict. Received: {names!r}"
         )
@@ -212,64 +215,6 @@ def _class_count(label: Column) -> int | None:
     raise ValueError(
         f"class_weight needs labels of one class a row. Received: {label.name!r} of shape {label.shape}"
     )
-
-
-def _losses(model: Any, loss: Any) -> list[Any]:
-    """One resolved loss for each output."""
-    import keras
-
-    names = output_names(model)
-    if loss is None:
-        raise ValueError("loss must be given, or the model compiled with one. Received: None")
-    if isinstance(loss, Mapping):
-        if set(loss) != set(names):
-            raise ValueError(f"loss must have one entry for each output, {names}. Received: {sorted(loss)}")
-        losses = [loss[name] for name in names]
-    elif isinstance(loss, list | tuple):
-        losses = list(loss)
-    else:
-        losses = [loss] * len(names)
-    if len(losses) != len(names):
-        raise ValueError(f"loss must have one entry for each output, {names}. Received: {len(losses)} losses")
-    try:
-        return [keras.losses.get(one) for one in losses]
-    except ValueError as error:
-        raise ValueError(
-            f"loss must be a Keras loss, the name of one, or a function. Received: {loss!r}"
-        ) from error
-
-
-def _label_column(name: str, output: Any, loss: Any, is_scalar: bool) -> Column:
-    """What an output with this loss asks of its label column."""
-    from keras import losses
-
-    shape = tuple(output.shape[1:])
-    sparse = (losses.SparseCategoricalCrossentropy, losses.sparse_categorical_crossentropy)
-    categorical = (
-        losses.CategoricalCrossentropy,
-        losses.CategoricalFocalCrossentropy,
-        losses.CategoricalHinge,
-        losses.categorical_crossentropy,
-        losses.categorical_focal_crossentropy,
-        losses.categorical_hinge,
-    )
-    if _is_one_of(loss, sparse):
-        return Column(name, shape[:-1], "int32", classes=shape[-1])
-    if _is_one_of(loss, categorical):
-        return Column(name, shape, "float32", classes=shape[-1], one_hot=True)
-    if is_scalar and _is_the_users_own(loss) and shape != (1,):
-        return Column(name, (), "float32")
-    return Column(name, shape, "float32")
-
-
-def _is_the_users_own(loss: Any) -> bool:
-    function = getattr(loss, "fn", loss)
-    defined = function if hasattr(function, "__module__") else type(function)
-    return not defined.__module__.startswith("keras.")
-
-
-def _is_one_of(loss: Any, known: tuple[Any, ...]) -> bool:
-    return loss in known or isinstance(loss, tuple(entry for entry in known if isinstance(entry, type)))
 
 
 def _column_dtype(dtype: Any) -> str:

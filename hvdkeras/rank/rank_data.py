@@ -36,8 +36,8 @@ class RankData:
         rows = Rows(data.shards, part, parts, data.batch_size, seed, data.shuffle, chosen)
         self.training = self._decoded(rows)
 
-    def validation_feed(self, model: Any) -> Feed | None:
-        """Returns this rank's share of the rows to evaluate `model` on; None where it has none."""
+    def validation_feed(self) -> Feed | None:
+        """Returns this rank's share of the rows to evaluate on; None where it has none."""
         data, comm = self._data, self._place.comm
         if not data.is_evaluated:
             return None
@@ -47,7 +47,7 @@ class RankData:
         if comm.rank >= sharing:
             return None
         rows = Rows(shards, comm.rank, sharing, data.batch_size, data.seed, False, self._held_out)
-        return Feed(self._decoded(rows), model)
+        return Feed(self._decoded(rows), data.batch)
 
     def order(self, communication_window: int | None) -> dict[str, Any]:
         """Returns what decides which rows make up which batch.

@@ -88,7 +88,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 return state.write(folder, number, place.comm.rank)
 
             model = spec.recipe.build(steps_per_execution=steps)
-            center_model = CenterModel(model, data.validation_feed(model))
+            center_model = CenterModel(model, data.validation_feed())
             if start.center is not None:
                 center_model.load(start.center.center, start.statistics)
             contents = center.contents if center else lambda: _own_contents(replica)
@@ -180,7 +180,7 @@ def _fit(
     spec: TrainingSpec, replica: Replica, rows: Rows | DecodedRows, callbacks: list[Any], is_over: bool
 ) -> None:
     epochs, position, model = spec.num_epoch, replica.position, replica.model
-    feed = Feed(rows, model, position.epoch, position.first_step)
+    feed = Feed(rows, spec.data.batch, position.epoch, position.first_step)
     with warnings.catch_warnings():
         # Keras does not know that a resumed epoch is shorter.
         warnings.filterwarnings("ignore", "Your input ran out of data")

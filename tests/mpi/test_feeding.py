@@ -7,8 +7,8 @@ import pytest
 import hvdkeras
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
-from hvdkeras.models.schema import columns
 from hvdkeras.models.serialization import model_from_bytes, model_to_bytes
+from hvdkeras.models.targets import columns, targets
 
 from batching import batches_of
 
@@ -51,10 +51,8 @@ def batches(model: keras.Model, data: dict, arguments: dict) -> list[list[np.nda
     """All batches of a training, in order."""
     read = columns(
         model,
-        arguments["loss"],
         arguments["features_col"],
-        arguments["label_col"],
-        sample_weight_col=arguments.get("sample_weight_col"),
+        targets(model, arguments["loss"], arguments["label_col"], arguments.get("sample_weight_col")),
     )
     shards = write_arrays(data, read)
     rows = Rows(shards, 0, 1, BATCH_SIZE, seed=0)

@@ -13,8 +13,11 @@ from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
+from hvdkeras.models.targets import Batch, batch, targets
 
 from batching import batches_of
+
+PAIR = Batch(0, 1, None)
 
 
 def shards_of(folder, rows, *columns):
@@ -42,7 +45,7 @@ def test_gives_the_very_batches_of_each_epoch(tmp_path, monkeypatch, block_bytes
     shards = shards_of(tmp_path, 257, "x", "y")
     for rank in range(size):
         rows = Rows(shards, rank, size, batch_size, seed=3, shuffle=True)
-        feed = Feed(rows, linear())
+        feed = Feed(rows, PAIR)
         dataset = feed.dataset()
         assert dataset.cardinality() == rows.steps
         for epoch in (0, 1, 5):
@@ -51,7 +54,7 @@ def test_gives_the_very_batches_of_each_epoch(tmp_path, monkeypatch, block_bytes
 
 
 def test_an_epoch_is_given_once(tmp_path):
-    feed = Feed(Rows(shards_of(tmp_path, 10, "x", "y"), 0, 1, 4, seed=0), linear())
+    feed = Feed(Rows(shards_of(tmp_path, 10, "x", "y"), 0, 1, 4, seed=0), PAIR)
     dataset = feed.dataset()
     assert len(list(dataset)) == 3
     assert len(list(dataset)) == 0
@@ -62,7 +65,7 @@ def test_an_epoch_is_given_once(tmp_path):
 def test_a_reading_keeps_its_epoch_when_another_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 100)
     rows = Rows(shards_of(tmp_path, 500, "x", "y"), 0, 1, 4, seed=0)
-    feed = Feed(rows, linear())
+    feed = Feed(rows, PAIR)
     dataset = feed.dataset()
     first = iter(dataset)
     begun = [next(first)]
@@ -77,7 +80,7 @@ def test_a_reading_keeps_its_epoch_when_another_begins(tmp_path, monkeypatch):
 def test_starts_in_the_middle_of_an_epoch(tmp_path, monkeypatch, first_step):
     monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 100)
     rows = Rows(shards_of(tmp_path, 55, "x", "y"), 0, 1, 4, seed=0)
-    feed = Feed(rows, linear(), first_epoch=2, first_step=first_step)
+    feed = Feed(rows, PAIR, first_epoch=2, first_step=first_step)
     dataset = feed.dataset()
     assert feed.begin(2) == rows.steps - first_step
     assert_same(dataset, itertools.islice(batches_of(rows, 2), first_step, None))
@@ -89,7 +92,7 @@ def test_starts_in_the_middle_of_an_epoch(tmp_path, monkeypatch, first_step):
 def test_an_epoch_has_no_such_step(tmp_path, first_step):
     rows = Rows(shards_of(tmp_path, 10, "x", "y"), 0, 1, 4, seed=0)
     with pytest.raises(ValueError, match=f"first_step must be from 0 to 2, .* Received: {first_step}"):
-        Feed(rows, linear(), first_step=first_step)
+        Feed(rows, PAIR, first_step=first_step)
 
 
 class Steps(keras.callbacks.Callback):
@@ -110,7 +113,7 @@ def fit(rows, start, steps_per_execution, **where):
     model = linear()
     model.set_weights([start])
     model.compile(keras.optimizers.SGD(1e-4), "mse", steps_per_execution=steps_per_execution)
-    feed, steps = Feed(rows, model, **where), Steps()
+    feed, steps = Feed(rows, PAIR, **where), Steps()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Your input ran out of data")
         epochs = {"initial_epoch": where.get("first_epoch", 0), "epochs": 4}
@@ -144,8 +147,7 @@ def test_memory_holds_blocks_not_the_epoch(tmp_path):
     rows, width = 20_000, 784
     arrays = {"x": np.ones((rows, width), np.float32), "y": np.ones(rows, np.float32)}
     shards = write_arrays(arrays, [Column("x", (width,), "float32"), Column("y", (), "float32")], tmp_path)
-    model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(1)])
-    feed = Feed(Rows(shards, 0, 1, 128, seed=0), model)
+    feed = Feed(Rows(shards, 0, 1, 128, seed=0), PAIR)
     dataset = feed.dataset()
     tracemalloc.start()
     seen = sum(len(x) for x, _ in dataset)
@@ -192,5 +194,11 @@ def test_batches_are_nested_as_the_model_wants(tmp_path, model, columns, structu
     names = sorted(set(columns))
     arrays = {name: np.full(2, number) for number, name in enumerate(names)}
     shards = write_arrays(arrays, [Column(name, (), "float32") for name in columns], tmp_path)
-    [batch] = Feed(Rows(shards, 0, 1, 2, seed=0), model).dataset()
-    assert keras.tree.map_structure(lambda tensor: names[int(tensor[0])], batch) == structure
+    first = len(model.inputs)
+    last = first + len(model.outputs)
+    weights = list(columns[last:])
+    read = targets(
+        model, "mse", list(columns[first:last]), weights[0] if len(weights) == 1 else weights or None
+    )
+    [fed] = Feed(Rows(shards, 0, 1, 2, seed=0), batch(model, read)).dataset()
+    assert keras.tree.map_structure(lambda tensor: names[int(tensor[0])], fed) == structure

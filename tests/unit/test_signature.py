@@ -1,8 +1,15 @@
 import keras
 import pytest
 
-from hvdkeras.data.columns import Column
-from hvdkeras.models.schema import class_weights, columns, input_columns, output_columns
+from hvdkeras.data.columns import Column, Form
+from hvdkeras.models import targets as reading
+from hvdkeras.models.schema import class_weights, input_columns
+from hvdkeras.models.targets import targets
+
+
+def columns(model, loss, features_col, label_col, forms=None, sample_weight_col=None) -> tuple[Column, ...]:
+    read = targets(model, loss, label_col, sample_weight_col)
+    return reading.columns(model, features_col, read, forms)
 
 
 def classifier(classes: int = 10) -> keras.Model:
@@ -54,10 +61,12 @@ def test_the_users_own_loss_takes_what_the_data_has():
     def loss(truth, predicted):
         return keras.losses.sparse_categorical_crossentropy(truth, predicted)
 
+    number, pair = {"y": Form((), "int64")}, {"y": Form((2,), "float32")}
     for own in (loss, OwnLoss()):
-        assert columns(classifier(), own, "x", "y", scalars={"y"})[1] == Column("y", (), "float32")
-        assert columns(classifier(), own, "x", "y")[1] == Column("y", (10,), "float32")
-    assert columns(classifier(), "mse", "x", "y", scalars={"y"})[1] == Column("y", (10,), "float32")
+        assert columns(classifier(), own, "x", "y", number)[1] == Column("y", (), "int64")
+        assert columns(classifier(), own, "x", "y", pair)[1] == Column("y", (2,), "float32", nan=True)
+        assert columns(classifier(), own, "x", "y")[1] == Column("y", (10,), "float32", nan=True)
+    assert columns(classifier(), "mse", "x", "y", number)[1] == Column("y", (10,), "float32")
 
 
 def test_several_inputs_and_outputs():
@@ -82,11 +91,11 @@ def with_dicts() -> keras.Model:
 
 def test_dicts_of_columns_get_the_models_order():
     assert input_columns(two_by_two(), {"b": "ids", "a": "x"}) == ["x", "ids"]
-    assert output_columns(two_by_two(), {"size": "s", "kind": "k"}) == ["k", "s"]
+    assert targets(two_by_two(), "mse", {"size": "s", "kind": "k"}, None).names == ["k", "s"]
     assert input_columns(classifier(), ["x"]) == input_columns(classifier(), "x") == ["x"]
     one_input = keras.Sequential([keras.Input((3,), name="only"), keras.layers.Dense(1, name="last")])
     assert input_columns(one_input, {"only": "x"}) == ["x"]
-    assert output_columns(one_input, {"last": "y"}) == ["y"]
+    assert targets(one_input, "mse", {"last": "y"}, None).names == ["y"]
 
 
 def test_a_model_of_dicts_has_its_keys_as_names():
@@ -162,7 +171,7 @@ def test_class_weights_need_one_output_and_no_other_weights():
         ((two_by_two(), "mse", ["x", "z"], {"kind": "y"}), "label_col must name one column .* 2 outputs"),
         ((two_by_two(), "mse", {"a": "x", "b": 3}, ["y", "w"]), "features_col must be a column's name"),
         (
-            (two_by_two(), "mse", ["x", "z"], ["y", "w"], (), ["v"]),
+            (two_by_two(), "mse", ["x", "z"], ["y", "w"], None, ["v"]),
             "sample_weight_col must name one column for each .* 2 outputs",
         ),
         ((classifier(), None, "x", "y"), "loss must be given"),
@@ -171,8 +180,8 @@ def test_class_weights_need_one_output_and_no_other_weights():
         ((two_by_two(), "mse", ["x", "z"], "y"), "label_col must name one column for each .* 2 outputs"),
         ((two_by_two(), ["mse"], ["x", "z"], ["y", "w"]), "loss must have one entry for each output"),
         (
-            (two_by_two(), {"kind": "mse"}, ["x", "z"], ["y", "w"]),
-            r"\['kind', 'size'\]. Received: \['kind'\]",
+            (two_by_two(), {"kinds": "mse"}, ["x", "z"], ["y", "w"]),
+            r"\['kind', 'size'\]. Received: \['kinds'\]",
         ),
         ((classifier(), "mse", 3, "y"), "features_col must be a column's name"),
         ((keras.Sequential([keras.layers.Dense(1)]), "mse", "x", "y"), "built Functional or Sequential"),

@@ -1,0 +1,154 @@
+"""What an output's loss asks of its labels.
+
+Of Keras's own losses the form of the labels is known, so that wrong labels are found while the data is read.
+All other losses, those of the user's own above all, get the labels in the form that the data has: whether
+they can be computed is seen when they are, on a few rows, before a training is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvdkeras.data.columns import Column, Form
+
+Shape = tuple[int | None, ...]
+
+
+def losses_of(loss: Any, names: Sequence[str]) -> list[Any]:
+    """Returns one resolved loss for each output, None for outputs without one.
+
+    Args:
+        loss: a Keras loss, its name or a function; for several outputs a list with None for those without a
+            loss, or a dict by output name that may leave them out; None for no loss at all.
+        names: of the outputs.
+
+    Raises:
+        ValueError: there are losses of other outputs, or one that Keras does not know.
+    """
+    if isinstance(loss, Mapping):
+        if not loss or set(loss) - set(names):
+            raise ValueError(
+                f"loss must have an entry for each output that has a loss, of {list(names)}. "
+                f"Received: {sorted(loss)}"
+            )
+        losses = [loss.get(name) for name in names]
+    elif isinstance(loss, list | tuple):
+        losses = list(loss)
+    else:
+        losses = [loss] * len(names)
+    if len(losses) != len(names):
+        raise ValueError(
+            f"loss must have one entry for each output, {list(names)}. Received: {len(losses)} losses"
+        )
+    try:
+        return [_resolved(one) for one in losses]
+    except ValueError as error:
+        raise ValueError(
+            f"loss must be a Keras loss, the name of one, or a function. Received: {loss!r}"
+        ) from error
+
+
+def takes_any_form(loss: Any, shape: Shape) -> bool:
+    """Returns whether the form of an output's labels depends on the data.
+
+    Args:
+        loss: an element of what `losses_of` returned.
+        shape: of the output, without the batch axis.
+    """
+    return _known(loss) is None or None in shape
+
+
+def label_column(name: str, shape: Shape, loss: Any, form: Form | None) -> Column:
+    """Returns the column of an output's labels.
+
+    Args:
+        name: of the column.
+        shape: of the output, without the batch axis.
+        loss: an element of what `losses_of` returned.
+        form: the form of the data's rows, None where it is not known. Where it counts, rows with as many
+            values as the output get its shape, whatever their nesting, and others keep theirs.
+
+    Raises:
+        ValueError: the form counts, is not known, and the output's shape is open.
+    """
+    known = _known(loss)
+    own_shape = _shape(name, shape, form)
+    if known == "sparse":
+        labels = own_shape if None in shape[:-1] else shape[:-1]
+        ignored = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
+        return Column(name, labels, "int32", classes=shape[-1], ignored=ignored)
+    if None in shape or known is None:
+        dtype = form.dtype if form and known is None else "float32"
+        return Column(name, own_shape, dtype, nan=dtype == "float32" and not _is_of_keras(loss))
+    if known == "categorical":
+        return Column(name, shape, "float32", classes=shape[-1], one_hot=True)
+    return Column(name, shape, "float32")
+
+
+def _shape(name: str, shape: Shape, form: Form | None) -> tuple[int, ...]:
+    if form is None:
+        if None in shape:
+            raise ValueError(
+                f"column {name!r} must hold numbers in rows of one shape, which its output of shape {shape} "
+                "leaves open. Received: rows of unequal shapes, or none"
+            )
+        return shape
+    return shape if None not in shape and _size(form.shape) == _size(shape) else form.shape
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for axis in shape:
+        size *= axis
+    return size
+
+
+def _resolved(loss: Any) -> Any:
+    import keras
+
+    # Which one "crossentropy" is depends on the labels.
+    return loss if loss in ("crossentropy", "ce") else keras.losses.get(loss)
+
+
+def _known(loss: Any) -> str | None:
+    """What labels a loss of Keras's own takes: "sparse" or "categorical" classes, "numbers"; None: any."""
+    from keras import losses
+
+    sparse = (
+        losses.SparseCategoricalCrossentropy,
+        losses.CategoricalGeneralizedCrossEntropy,
+        losses.sparse_categorical_crossentropy,
+        losses.categorical_generalized_cross_entropy,
+    )
+    categorical = (
+        losses.CategoricalCrossentropy,
+        losses.CategoricalFocalCrossentropy,
+        losses.CategoricalHinge,
+        losses.categorical_crossentropy,
+        losses.categorical_focal_crossentropy,
+        losses.categorical_hinge,
+    )
+    any_form = (losses.CTC, losses.Circle, losses.ctc, losses.circle)
+    if isinstance(loss, str) or not _is_of_keras(loss) or _is_one_of(loss, any_form):
+        return None
+    kinds = {"sparse": sparse, "categorical": categorical}
+    kind = next((kind for kind, known in kinds.items() if _is_one_of(loss, known)), "numbers")
+    other_axis = kind != "numbers" and getattr(loss, "_fn_kwargs", {}).get("axis", -1) != -1
+    return None if other_axis else kind
+
+
+def _is_of_keras(loss: Any) -> bool:
+    """Whether a loss is one of Keras's own, or a subclass that changes no formula."""
+    import keras
+
+    if loss is None or isinstance(loss, str):
+        return loss is not None
+    parts = [loss]
+    if isinstance(loss, keras.losses.Loss):
+        parts = [type(loss).call, type(loss).__call__, getattr(loss, "fn", type(loss).call)]
+    return all((getattr(part, "__module__", None) or "").startswith("keras.") for part in parts)
+
+
+def _is_one_of(loss: Any, known: tuple[Any, ...]) -> bool:
+    return loss in known or isinstance(loss, tuple(entry for entry in known if isinstance(entry, type)))
