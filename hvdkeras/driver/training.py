@@ -15,7 +15,7 @@ from hvdkeras.driver import checks
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.launching import launch
 from hvdkeras.driver.layout import laid_out, optionally_laid_out
-from hvdkeras.driver.trial import try_out
+from hvdkeras.driver.trial import kept_random_state, try_out
 from hvdkeras.history import History, timeline
 from hvdkeras.launch import local
 from hvdkeras.models import targets, vector
@@ -80,7 +80,8 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
-    recipe = checks.checked_recipe(configuration, algorithm)
+    with kept_random_state():
+        recipe = checks.checked_recipe(configuration, algorithm)
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)

@@ -50,7 +50,7 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
     """
     import tensorflow as tf
 
-    with _random_state(), tf.device("/CPU:0"), warnings.catch_warnings():
+    with kept_random_state(), tf.device("/CPU:0"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = recipe.build()
         columns, arrays = _some_rows(data.shards, data, _batch_size(model, data))
@@ -129,7 +129,7 @@ def _some_rows(shards: Shards, data: DataSpec, count: int) -> tuple[Sequence[Col
 
 
 @contextlib.contextmanager
-def _random_state() -> Iterator[None]:
+def kept_random_state() -> Iterator[None]:
     """Restores the state of the random numbers of Python, NumPy, TensorFlow and Keras."""
     from keras.src.backend.common import global_state
     from tensorflow.python.eager import context
