@@ -10,8 +10,8 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
 
-from hvdkeras.data import frames, parts
-from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data import frames, parts, sources
+from hvdkeras.data.columns import Column, DataError, Form
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_dataframe
 
@@ -223,3 +223,36 @@ def test_hosts_that_do_not_see_the_store_write_nothing(numbers, tmp_path):
     assert outcomes == []
     assert blind == [os.uname().nodename]
     assert os.listdir(tmp_path) == []
+
+
+def test_labels_have_the_form_of_the_dataframes_rows(spark):
+    import keras
+
+    import hvdkeras
+
+    i = functions.col("id")
+    mask = functions.array(functions.array(i, i), functions.array(i, i), functions.array(i, i))
+    df = spark.range(0, 12, 1, 2).select(
+        functions.array(i.cast("double")).alias("features"),
+        i.cast("byte").alias("class"),
+        mask.cast("array<array<smallint>>").alias("a.mask"),
+        functions.encode(functions.lit("abc"), "utf-8").alias("bytes"),
+        functions.lit("text").alias("text"),
+    )
+    df = VectorAssembler(inputCols=["class"], outputCol="vector").transform(df)
+    names = ["class", "a.mask", "vector", "bytes", "text", "absent"]
+    assert sources.forms(df, names, {}) == {
+        "class": Form((), "int8"),
+        "a.mask": Form((3, 2), "int16"),
+        "vector": Form((1,), "float32"),
+        "bytes": Form((3,), "uint8"),
+    }
+    assert sources.forms(df.limit(0), ["a.mask"], {}) == {}
+
+    def compared(truth, predicted):
+        return keras.ops.mean(keras.ops.cast(truth, "float32") - predicted[:, None], axis=(1, 2))
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
+    trainer = hvdkeras.SynchronousSGD(model, loss=compared, label_col="a.mask", verbose=0)
+    with pytest.raises(DataError, match=r"label 'a.mask' of shape \(5, 3, 2\), int16; .*Incompatible shapes"):
+        trainer.fit(df)
