@@ -17,6 +17,7 @@ import pyarrow as pa
 from hvdkeras.data.raw import NULL, SIZE, flat_values, is_binary, is_list, is_number, plain_type
 
 NOT_FINITE = "NaN or infinite values"
+INFINITE = "infinite values"
 FRACTION = "fractions"
 OUTSIDE = "values out of range"
 
@@ -61,7 +62,7 @@ class Column:
             are converted to one-hot rows; rows that already have `classes` values are not changed.
         encoded: the data has bytes in this column, of any length in each row, and they are stored as they
             are. `hvdkeras.data.decoding` decodes them on the ranks, to what the other attributes describe.
-        nan: NaN and infinity are values like others, of labels that the user's own loss masks.
+        nan: NaN is a value like others, of labels that the user's own loss masks.
 
     Raises:
         ValueError: `shape`, `dtype` or `classes` can't describe a column.
@@ -179,8 +180,7 @@ def convert(
     else:
         with np.errstate(over="ignore"):
             result = values.astype(column.dtype, copy=False)
-        if not column.nan:
-            problems += _check_finite(result, used)
+        problems += _check_infinite(result, used) if column.nan else _check_finite(result, used)
     if problems:
         return None, problems
     if encode:
@@ -204,6 +204,11 @@ def _check_finite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
     if np.isfinite(total):
         return []
     return _problems(NOT_FINITE, ~np.isfinite(values), values, used)
+
+
+def _check_infinite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
+    infinite = np.isinf(values)
+    return _problems(INFINITE, infinite, values, used) if infinite.any() else []
 
 
 def _check_whole(column: Column, values: np.ndarray, used: np.ndarray | None, encode: bool) -> list[Problem]:

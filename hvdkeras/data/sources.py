@@ -98,7 +98,10 @@ def _form(rows: pa.DataType | pa.Array | np.ndarray, decoder: Decoder | None) ->
             return None  # the check of the decoder names the row
     if isinstance(rows, pa.Array):
         return _arrow_form(rows)
-    rows = np.asarray(rows)
+    try:
+        rows = np.asarray(list(rows))
+    except ValueError:
+        return None  # lists of unequal lengths
     return Form(rows.shape[1:], _fed_dtype(rows.dtype)) if rows.dtype.kind in "fiub" else None
 
 

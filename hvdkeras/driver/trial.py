@@ -73,7 +73,7 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
         if missing and not np.isfinite(logs.get("loss", 0.0)).all():
             raise DataError(
                 f"columns {missing} must hold finite numbers, or the loss must mask others. "
-                f"Received: NaN or infinite values in the labels, and the loss {logs['loss']}"
+                f"Received: NaN in the labels, and the loss {logs['loss']}"
             )
 
 

@@ -49,14 +49,9 @@ def losses_of(loss: Any, names: Sequence[str]) -> list[Any]:
         ) from error
 
 
-def takes_any_form(loss: Any, shape: Shape) -> bool:
-    """Returns whether the form of an output's labels depends on the data.
-
-    Args:
-        loss: an element of what `losses_of` returned.
-        shape: of the output, without the batch axis.
-    """
-    return _known(loss) is None or None in shape
+def takes_any_form(loss: Any) -> bool:
+    """Returns whether labels of a loss, an element of what `losses_of` returned, have the data's form."""
+    return _known(loss) is None
 
 
 def label_column(name: str, shape: Shape, loss: Any, form: Form | None) -> Column:
@@ -66,35 +61,26 @@ def label_column(name: str, shape: Shape, loss: Any, form: Form | None) -> Colum
         name: of the column.
         shape: of the output, without the batch axis.
         loss: an element of what `losses_of` returned.
-        form: the form of the data's rows, None where it is not known. Where it counts, rows with as many
-            values as the output get its shape, whatever their nesting, and others keep theirs.
-
-    Raises:
-        ValueError: the form counts, is not known, and the output's shape is open.
+        form: the form of the data's rows, None where it is not known. For a loss that takes any form, rows
+            with as many values as the output get its shape, whatever their nesting, and others keep theirs.
     """
     known = _known(loss)
-    own_shape = _shape(name, shape, form)
     if known == "sparse":
-        labels = own_shape if None in shape[:-1] else shape[:-1]
         ignored = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
-        return Column(name, labels, "int32", classes=shape[-1], ignored=ignored)
-    if None in shape or known is None:
-        dtype = form.dtype if form and known is None else "float32"
-        return Column(name, own_shape, dtype, nan=dtype == "float32" and not _is_of_keras(loss))
+        return Column(name, shape[:-1], "int32", classes=shape[-1], ignored=ignored)
     if known == "categorical":
         return Column(name, shape, "float32", classes=shape[-1], one_hot=True)
-    return Column(name, shape, "float32")
+    if known is not None or form is None:
+        return Column(name, shape, "float32", nan=known is None and not _is_of_keras(loss))
+    nan = form.dtype == "float32" and not _is_of_keras(loss)
+    return Column(name, _shape(shape, form.shape), form.dtype, nan=nan)
 
 
-def _shape(name: str, shape: Shape, form: Form | None) -> tuple[int, ...]:
-    if form is None:
-        if None in shape:
-            raise ValueError(
-                f"column {name!r} must hold numbers in rows of one shape, which its output of shape {shape} "
-                "leaves open. Received: rows of unequal shapes, or none"
-            )
-        return shape
-    return shape if None not in shape and _size(form.shape) == _size(shape) else form.shape
+def _shape(output: Shape, row: tuple[int, ...]) -> Shape:
+    if None not in output:
+        return output if _size(row) == _size(output) else row
+    # Where the output's first axis is open, so is that of the labels.
+    return (None, *row[1:]) if row and output[0] is None else row
 
 
 def _size(shape: tuple[int, ...]) -> int:

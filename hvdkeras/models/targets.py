@@ -56,7 +56,7 @@ class Targets:
     def of_any_form(self) -> list[str]:
         """The columns whose form depends on the data."""
         labels = zip(self.names, self.outputs, strict=True)
-        return [*(name for name, (shape, loss) in labels if takes_any_form(loss, shape)), *self.weight_names]
+        return [*(name for name, (_, loss) in labels if takes_any_form(loss)), *self.weight_names]
 
 
 def targets(model: Any, loss: Any, label_col: Names | None, sample_weight_col: Names | None) -> Targets:

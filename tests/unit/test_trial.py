@@ -231,8 +231,11 @@ def test_the_form_of_the_data_is_that_of_its_rows(tmp_path):
 
 
 def test_values_that_are_allowed_are_no_problem():
-    numbers = pa.array([[1.0, np.nan], [np.inf, 0.0]])
-    assert convert(Column("y", (2,), "float32", nan=True), numbers)[1] == []
+    numbers = Column("y", (2,), "float32", nan=True)
+    assert convert(numbers, pa.array([[1.0, np.nan], [2.0, 0.0]]))[1] == []
+    assert convert(numbers, np.array([[1.0, np.nan], [np.inf, 0.0]]))[1] == [
+        Problem("infinite values", 1, 1, "inf")
+    ]
     void = Column("y", (), "int32", classes=3, ignored=255)
     np.testing.assert_array_equal(convert(void, pa.array([0, 255, 2]))[0], [0, 255, 2])
     assert convert(void, pa.array([0, 255, 3, 254]))[1] == [Problem("values out of range", 2, 2, "3")]
