@@ -11,6 +11,7 @@ from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
+from hvdkeras.models import schema
 from hvdkeras.models.optimizers import check_accumulation
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.structure import structural_differences, structure
@@ -60,8 +61,10 @@ def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe
     """Returns the recipe of the model, of which the driver has made a copy as the ranks will.
 
     Raises:
-        ValueError: the ranks could not rebuild or compile the model, or would train another one.
+        ValueError: the names of columns are not those that the model needs, or the ranks could not rebuild or
+            compile the model, or would train another one.
     """
+    schema.input_columns(configuration.keras_model, configuration.features_col)
     configuration.targets()
     recipe = configuration.recipe()
     own_rate = getattr(recipe.optimizer, "learning_rate", None)

@@ -251,7 +251,6 @@ def hidden_optimizer(found: bool) -> None:
     import hvdkeras
 
     hidden = [keras.optimizers.Adam(0.5)]
-    hidden[0].build([keras.Variable(np.zeros(2))])
 
     class Hiding(keras.Model):
         def train_step(self, batch):
