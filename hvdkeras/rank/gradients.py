@@ -161,13 +161,15 @@ class AveragedGradients:
         there = [gradient for gradient in gradients if gradient is not None]
         if there:
             flat = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in there], axis=0)
-            sizes = [gradient.shape.num_elements() for gradient in there]
-            parts = iter(zip(tf.split(self._total(flat), sizes), there, strict=True))
+            # Of some gradients, such as those of normalisations, the shape is known only in the step.
+            sizes = tf.stack([tf.size(gradient) for gradient in there])
+            parts = iter(zip(tf.split(self._total(flat), sizes, num=len(there)), there, strict=True))
         means = []
         for gradient in gradients:
             if gradient is not None:
                 part, like = next(parts)
-                gradient = tf.cast(tf.reshape(part, like.shape), like.dtype)
+                gradient = tf.cast(tf.reshape(part, tf.shape(like)), like.dtype)
+                gradient.set_shape(like.shape)
             means.append(gradient)
         self.applying = True
         try:
