@@ -14,11 +14,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hvdkeras.naming import did_you_mean, listed, shown
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -156,10 +157,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if _KERAS_NAMES.get(name) in known:
         return f"{what} {name!r}; here it is called {_KERAS_NAMES[name]!r}"
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return f"{what} {name!r}. Did you mean {' or '.join(map(repr, near))}?"
-    return f"{what} {name!r}. It has {', '.join(known)}"
+    return f"{what} {shown(name)}.{did_you_mean(name, known) or f' It has {listed(known)}'}"
 
 
 def _signature(cls: type) -> inspect.Signature:
@@ -191,7 +189,7 @@ def positive(kind: type) -> Check:
 
     def check(name: str, value: Any) -> Any:
         if not _is_number(value) or not np.isfinite(value) or value <= 0 or kind(value) != value:
-            raise ValueError(f"{name} must be a positive {noun}. Received: {value!r}")
+            raise ValueError(f"{name} must be a positive {noun}. Received: {shown(value)}")
         return kind(value)
 
     return check
@@ -200,7 +198,7 @@ def positive(kind: type) -> Check:
 def whole(name: str, value: Any) -> int:
     """Checks for an integer from 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise ValueError(f"{name} must be an integer from 0. Received: {value!r}")
+        raise ValueError(f"{name} must be an integer from 0. Received: {shown(value)}")
     return int(value)
 
 
@@ -210,7 +208,7 @@ def fraction(*, zero: bool = False) -> Check:
 
     def check(name: str, value: Any) -> float:
         if not _is_number(value) or not (value >= 0 if zero else value > 0) or not value < 1:
-            raise ValueError(f"{name} must {constraint}. Received: {value!r}")
+            raise ValueError(f"{name} must {constraint}. Received: {shown(value)}")
         return float(value)
 
     return check
@@ -219,7 +217,7 @@ def fraction(*, zero: bool = False) -> Check:
 def not_negative(name: str, value: Any) -> float:
     """Checks for a finite number from 0."""
     if not _is_number(value) or not np.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a number from 0. Received: {value!r}")
+        raise ValueError(f"{name} must be a number from 0. Received: {shown(value)}")
     return float(value)
 
 
@@ -234,7 +232,7 @@ def one_of(*choices: Any) -> Check:
     def check(name: str, value: Any) -> Any:
         if not any(value is choice or value == choice for choice in choices):
             expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
-            raise ValueError(f"{name} must be {expected}. Received: {value!r}")
+            raise ValueError(f"{name} must be {expected}. Received: {shown(value)}")
         return value
 
     return check
@@ -243,19 +241,19 @@ def one_of(*choices: Any) -> Check:
 def flag(name: str, value: Any) -> bool:
     """Checks for True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be True or False. Received: {value!r}")
+        raise ValueError(f"{name} must be True or False. Received: {shown(value)}")
     return bool(value)
 
 
 def path(name: str, value: Any) -> str:
     """Checks for a path or URL."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ValueError(f"{name} must be a path or URL. Received: {value!r}")
+        raise ValueError(f"{name} must be a path or URL. Received: {shown(value)}")
     return os.fspath(value)
 
 
 def dict_by_name(name: str, value: Any) -> dict[str, Any]:
     """Checks for a dict whose keys are strings; None becomes an empty one."""
     if not isinstance(value or {}, Mapping) or not all(isinstance(key, str) for key in value or {}):
-        raise ValueError(f"{name} must be a dict by name. Received: {value!r}")
+        raise ValueError(f"{name} must be a dict by name. Received: {shown(value)}")
     return dict(value or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyspark.ml import Model
@@ -22,7 +22,9 @@ from hvdkeras.ml.stage import (
     at_least,
     names,
     new_names,
+    numbers_by_name,
     one_of,
+    or_no_names,
     param,
 )
 from hvdkeras.ml.transport import Shipment, bound_batches, score_udf
@@ -30,6 +32,7 @@ from hvdkeras.models.merging import merged
 from hvdkeras.models.saved import SavedModel, Tensor
 from hvdkeras.models.schema import as_list
 from hvdkeras.models.serialization import model_from_bytes
+from hvdkeras.naming import listed, shown
 
 FORMS = ("array", "vector", "scalar")
 
@@ -47,16 +50,18 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     that pass the filter. Where most rows pass, `cache()` before the filter.
 
     A features column holds vectors (dense or sparse), arrays, nested or not, bytes, or plain numbers. A row
-    must hold as many numbers as the model's input, in any nesting.
+    must hold as many numbers as the model's input, in any nesting. For an input of strings it holds strings,
+    arrays of them, or bytes.
 
     For a classifier, `prediction_col`, `probability_col` and `raw_prediction_col` add the columns of Spark's
     own classifiers, which its evaluators read. They are computed from the model's first output: a number for
     each class, or a single one, that of class 1 of two classes.
 
     Args:
-        keras_model: built Functional or Sequential model with fixed shapes. Custom layers and functions must
-            be registered with Keras or be among `custom_objects`. A list of models with the same inputs and
-            outputs, an ensemble's members, predicts their mean.
+        keras_model: Functional or Sequential model, or a subclassed one that was trained here. Of an input at
+            most one axis is open, beside that of the batch; outputs have fixed shapes. Custom layers and
+            functions must be registered with Keras or be among `custom_objects`. A list of models with the
+            same inputs and outputs, an ensemble's members, predicts their mean.
         features_col: column for each of the model's inputs, in their order: a name or a list.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
@@ -68,6 +73,12 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             among its features, or for an input of integers a fraction or a number out of its range: "error"
             ends the job, "keep" predicts null.
         custom_objects: classes and functions by name that are not registered with Keras.
+        decode: by features column, functions that turn the bytes in a row (an image's file, say) into a NumPy
+            array of the input's shape, as in training. They are not saved: `load` takes them again.
+        padding: by features column, the value with which lists of unequal lengths are made equally long in
+            each batch, for inputs with an open first axis. Default: the rows of a batch have one length.
+        nan_cols: features columns in which NaN, or null in place of a number, is a value like others, which
+            the model itself replaces: a name or a list. Default: none.
         disagreement_col: for a list of models, a column to add for each output with the members' standard
             deviation. Default: none.
         prediction_col: column to add with the number of the most probable class, a double. Default: none.
@@ -90,6 +101,9 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         "handle_invalid", "what becomes of a row that training refuses", one_of("error", "keep")
     )
 
+    padding = param("padding", "value behind shorter lists, by features column", numbers_by_name)
+    nan_cols = param("nan_cols", "features columns in which NaN is a value", or_no_names)
+
     def __init__(
         self,
         keras_model: Any,
@@ -99,6 +113,9 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         batch_size: int = 1024,
         handle_invalid: str = "error",
         custom_objects: Mapping[str, Any] | None = None,
+        decode: Mapping[str, Callable[[bytes], Any]] | None = None,
+        padding: Mapping[str, float] | None = None,
+        nan_cols: str | Sequence[str] = (),
         disagreement_col: str | Sequence[str] | None = None,
         prediction_col: str | None = None,
         probability_col: str | None = None,
@@ -119,6 +136,8 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             output_type=output_type,
             batch_size=batch_size,
             handle_invalid=handle_invalid,
+            padding=padding or {},
+            nan_cols=nan_cols,
             prediction_col=prediction_col,
             probability_col=probability_col,
             raw_prediction_col=raw_prediction_col,
@@ -126,6 +145,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         )
         self._saved = keras_model if isinstance(keras_model, SavedModel) else SavedModel.of(keras_model)
         self._custom_objects = dict(custom_objects or {})
+        self._decode = dict(decode or {})
         self._shipment = Shipment(self._saved.content)
         self._forms()
         self._class_names(self.getOrDefault("output_col"), self._saved.outputs[0])
@@ -140,22 +160,28 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         return self.transform(dataset)
 
     @classmethod
-    def load(cls, path: str, custom_objects: Mapping[str, Any] | None = None) -> ModelPredictor:
+    def load(
+        cls,
+        path: str,
+        custom_objects: Mapping[str, Any] | None = None,
+        decode: Mapping[str, Callable[[bytes], Any]] | None = None,
+    ) -> ModelPredictor:
         """Loads a predictor. Python code in the model, such as Lambda layers, is refused on the executors.
 
         Args:
             path: folder on any file system that Spark's Hadoop knows.
             custom_objects: classes and functions by name that are not registered with Keras.
+            decode: the functions that the predictor was made with, by features column.
 
         Raises:
             FileNotFoundError: nothing was saved there, or a file is missing.
-            ValueError: a newer hvdkeras saved it, or it is damaged.
+            ValueError: a newer hvdkeras saved it, it is damaged, or it needs `decode`.
         """
-        return cls.read(custom_objects=custom_objects).load(path)
+        return cls.read(custom_objects=custom_objects, decode=decode).load(path)
 
     def _save_more(self, writer: StageWriter, path: str) -> dict[str, Any]:
         writer.write_bytes(f"{path}/model.keras", self._saved.content)
-        return self._saved.metadata
+        return {**self._saved.metadata, "decode": sorted(self._decode)}
 
     @classmethod
     def _load_more(cls, reader: StageReader, path: str, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +190,13 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             saved = SavedModel.from_metadata(content, metadata)
         except ValueError as error:
             raise ValueError(f"{metadata['uid']}: {error}. Received: {path + '/model.keras'!r}") from None
+        needed, given = metadata.get("decode", []), reader.options.get("decode") or {}
+        if set(needed) != set(given):
+            raise ValueError(
+                f"{metadata['uid']}: decode must have the functions that the predictor was made with, for "
+                f"{listed(needed) or 'no columns'}: ModelPredictor.load(path, decode=...). "
+                f"Received: {listed(given) or 'none'}"
+            )
         return {"keras_model": saved, **reader.options}
 
     def udf(self, spark: SparkSession, name: str) -> Any:
@@ -205,6 +238,12 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     def _argument(self, dataset: DataFrame, name: str, tensor: Tensor) -> Column:
         """The expression of a features column that is sent to the executors' Python."""
         dtype: DataType = self._type_of(dataset, name, "features_col")
+        if tensor.is_string:
+            if not sql.is_text(dtype):
+                raise self._wrong_type(name, f"strings, for the model's input {tensor.name!r}", dtype)
+            return sql.column(name)
+        if name in self._decode and not sql.is_binary(dtype):
+            raise self._wrong_type(name, "bytes, for decode", dtype)
         fits = sql.is_vector(dtype) or sql.is_array(dtype) or sql.is_binary(dtype)
         if not (fits or (sql.is_scalar(dtype) and tensor.size == 1)):
             expected = f"vectors or arrays of {tensor.size} numbers, for the model's input {tensor.name!r}"
@@ -229,7 +268,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
 
     def _udf(self, session: SparkSession, forms: Sequence[str], fields: Sequence[str]) -> Any:
         """The model as a pandas UDF; a struct of several outputs has these fields."""
-        bound_batches(session, sum(tensor.size for tensor in (*self._saved.inputs, *self._saved.outputs)))
+        bound_batches(session, sum(tensor.numbers for tensor in (*self._saved.inputs, *self._saved.outputs)))
         key, shipment = self._shipment.send(session, self._all_custom_objects())
         scoring = Scoring(
             stage=self.uid,
@@ -240,6 +279,10 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             batch_size=self.getOrDefault("batch_size"),
             keep_invalid=self.getOrDefault("handle_invalid") == "keep",
             key=key,
+            decode=self._decode,
+            padding=self.getOrDefault("padding"),
+            nan_cols=tuple(self.getOrDefault("nan_cols")),
+            batch=self._saved.batch,
             shipment=shipment,
         )
         return score_udf(scoring, list(zip(fields, self._types(forms), strict=True)))
@@ -259,7 +302,8 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         if len(columns) != len(tensors):
             raise ValueError(
                 f"{self.uid}: {argument.name} must name one column for each of the model's "
-                f"{len(tensors)} {what} ({', '.join(tensor.name for tensor in tensors)}). Received: {columns}"
+                f"{len(tensors)} {what} ({listed(tensor.name for tensor in tensors)}). "
+                f"Received: {shown(columns)}"
             )
 
     def _forms(self) -> list[str]:
@@ -272,7 +316,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         if len(forms) != len(tensors):
             raise ValueError(
                 f"{self.uid}: output_type must have one entry, or one for each of the model's {len(tensors)} "
-                f"outputs. Received: {forms}"
+                f"outputs. Received: {shown(forms)}"
             )
         for tensor, form in zip(tensors, forms, strict=True):
             if form == "scalar" and tensor.size != 1:

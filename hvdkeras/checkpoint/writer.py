@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
+from hvdkeras.naming import listed
 
 
 class CheckpointWriter:
@@ -55,7 +56,7 @@ class CheckpointWriter:
         if missing := folder.missing(number, [file.name for file in files]):
             raise RuntimeError(
                 "checkpoint must be a folder or URL that all ranks share. "
-                f"Received: {folder.url!r}, where rank 0 does not see {', '.join(missing)}"
+                f"Received: {folder.url!r}, where rank 0 does not see {listed(missing)}"
             )
         own = [
             folder.write_arrays(

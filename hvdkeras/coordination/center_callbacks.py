@@ -16,6 +16,7 @@ from hvdkeras.coordination.messages import Arrival
 from hvdkeras.history.records import Evaluation
 from hvdkeras.launch.rank import send
 from hvdkeras.models.optimizers import has_schedule
+from hvdkeras.naming import listed
 
 logger = logging.getLogger("hvdkeras")
 
@@ -72,7 +73,9 @@ class CenterCallbacks:
         """
         names = self._center.metric_names()
         if unknown := sorted(set(self._stop_at) - set(names)):
-            raise ValueError(f"stop_at must name metrics of the center, {names}. Received: {unknown}")
+            raise ValueError(
+                f"stop_at must name metrics of the center, {listed(names)}. Received: {listed(unknown)}"
+            )
         self._callbacks.on_train_begin()
         self._callbacks.on_epoch_begin(len(self.evaluations))
 

@@ -9,12 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 import pyarrow as pa
 
-from hvdkeras.data.raw import NULL, SIZE, flat_values, is_binary, is_list, is_number, plain_type
+from hvdkeras.data.raw import (
+    NULL,
+    SIZE,
+    flat_values,
+    is_binary,
+    is_list,
+    is_number,
+    is_string,
+    nulls_as_nan,
+    plain_type,
+)
+from hvdkeras.naming import cut, did_you_mean, listed
 
 NOT_FINITE = "NaN or infinite values"
 INFINITE = "infinite values"
@@ -25,6 +35,8 @@ OUTSIDE = "values out of range"
 # rows make a block of 4 MB. Photos for training have about this size; 64 photos of a camera are 300 MB, which
 # fits in a task's memory, and blocks of 64 small ones cost little.
 _ENCODED_BYTES = 64 << 10
+# The same for strings and lists of any length.
+_RAGGED_BYTES = 4 << 10
 
 
 class DataError(ValueError):
@@ -54,15 +66,19 @@ class Column:
 
     Attributes:
         name: name of the column in the data.
-        shape: shape of one row, without the batch axis; () for a scalar.
-        dtype: NumPy dtype in which it is stored and fed.
+        shape: shape of one row, without the batch axis; () for a scalar. An axis that the model leaves open
+            is None until the data has decided its length; with `padding` the first axis remains None.
+        dtype: NumPy dtype in which it is stored and fed, or "string".
         classes: number of classes, for labels; the values are then whole numbers from 0 to classes - 1.
         ignored: a class number, beside these, of values that the loss ignores; None without.
         one_hot: the model takes one-hot rows, so the last axis of `shape` is `classes` long. Class numbers
             are converted to one-hot rows; rows that already have `classes` values are not changed.
         encoded: the data has bytes in this column, of any length in each row, and they are stored as they
             are. `hvdkeras.data.decoding` decodes them on the ranks, to what the other attributes describe.
-        nan: NaN is a value like others, of labels that the user's own loss masks.
+        nan: NaN is a value like others: of labels that the user's own loss masks, or of features that the
+            model replaces. A null in place of a number counts as NaN.
+        padding: rows have any length along the first axis; in a batch, shorter ones get this value at their
+            end. None: all rows have one length.
 
     Raises:
         ValueError: `shape`, `dtype` or `classes` can't describe a column.
@@ -76,16 +92,20 @@ class Column:
     encoded: bool = False
     ignored: int | None = None
     nan: bool = False
+    padding: float | None = None
 
     def __post_init__(self) -> None:
         try:
-            kind = np.dtype(self.dtype).kind
+            kind = "U" if self.is_string else np.dtype(self.dtype).kind
         except TypeError:
             kind = "?"
-        if kind not in "fiub":
-            raise ValueError(f"dtype must be a NumPy number type. Received: {self.dtype!r} ({self.name!r})")
-        object.__setattr__(self, "shape", tuple(int(axis) for axis in self.shape))
-        if any(axis < 1 for axis in self.shape):
+        if kind not in "fiubU":
+            raise ValueError(
+                f'dtype must be a NumPy number type or "string". Received: {self.dtype!r} ({self.name!r})'
+            )
+        shape = tuple(None if axis is None else int(axis) for axis in self.shape)
+        object.__setattr__(self, "shape", shape)
+        if any(axis is not None and axis < 1 for axis in self.shape):
             raise ValueError(f"shape must have positive axes. Received: {self.shape} ({self.name!r})")
         if self.classes is not None and self.classes < 1:
             raise ValueError(f"classes must be positive. Received: {self.classes} ({self.name!r})")
@@ -96,9 +116,24 @@ class Column:
             )
 
     @property
+    def is_string(self) -> bool:
+        """Whether the values are strings."""
+        return self.dtype == "string"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the data must decide the length of an axis."""
+        return None in (self.shape if self.padding is None else self.shape[1:])
+
+    @property
+    def of_bytes(self) -> bool:
+        """Whether rows are stored as bytes of any length."""
+        return self.encoded or self.is_string or self.padding is not None
+
+    @property
     def size(self) -> int:
-        """Number of values in a row, as the model gets it."""
-        return math.prod(self.shape)
+        """Number of values in a row, as the model gets it; with `padding`, at one place of its first axis."""
+        return math.prod(1 if axis is None else axis for axis in self.shape)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -112,7 +147,11 @@ class Column:
         """What a row must have, in words."""
         if self.encoded:
             return f"bytes in every row (to be decoded to shape {self.shape}, {self.dtype})"
-        if self.one_hot:
+        if self.padding is not None:
+            required = f"lists of {'numbers' if self.size == 1 else f'{self.size} numbers at a place'}"
+        elif self.is_string:
+            required = _counted(self.size, "string")
+        elif self.one_hot:
             required = f"{_counted(self.size, 'number')}, or {_counted(self.sizes[-1], 'class number')}"
         elif self.classes is not None:
             required = _counted(self.size, "class number")
@@ -167,25 +206,37 @@ def convert(
     if isinstance(raw, np.ndarray):
         values, used, faults = raw.reshape(rows, -1), None, {}
     else:
-        values, used, faults = flat_values(raw, column.sizes)
+        values, used, faults = flat_values(nulls_as_nan(raw) if column.nan else raw, column.sizes)
     problems = [Problem(what, int(mask.sum()), int(mask.argmax())) for what, mask in faults.items()]
     if values.shape[1] not in column.sizes:
         problems.append(Problem(SIZE, rows, 0, f"{values.shape[1]} instead of {column.sizes[0]}"))
         return None, problems
     encode = column.one_hot and values.shape[1] != column.size
-    whole = np.dtype(column.dtype).kind in "iub" or encode or (column.classes and not column.one_hot)
-    if whole:
-        problems += _check_whole(column, values, used, encode)
-        result = values
-    else:
-        with np.errstate(over="ignore"):
-            result = values.astype(column.dtype, copy=False)
-        problems += _check_infinite(result, used) if column.nan else _check_finite(result, used)
+    result, found = check_values(column, values, used, encode)
+    problems += found
     if problems:
         return None, problems
     if encode:
         return _one_hot(values, column), []
     return np.ascontiguousarray(result, column.dtype).reshape(rows, *column.shape), []
+
+
+def check_values(
+    column: Column, values: np.ndarray, used: np.ndarray | None, encode: bool = False
+) -> tuple[np.ndarray, list[Problem]]:
+    """Checks values, shape `(n, k)`, and casts floats to the column's dtype.
+
+    Args:
+        column: what the model requires.
+        values: the values of n rows.
+        used: the numbers of the rows, shape `(n,)`; None: from 0 to n - 1.
+        encode: whether the values are class numbers that are to be one-hot encoded.
+    """
+    if np.dtype(column.dtype).kind in "iub" or encode or (column.classes and not column.one_hot):
+        return values, _check_whole(column, values, used, encode)
+    with np.errstate(over="ignore"):
+        result = values.astype(column.dtype, copy=False)
+    return result, _check_infinite(result, used) if column.nan else _check_finite(result, used)
 
 
 def _check_encoded(raw: pa.Array | list[bytes | None]) -> tuple[pa.Array | None, list[Problem]]:
@@ -254,11 +305,14 @@ def _one_hot(labels: np.ndarray, column: Column) -> np.ndarray:
 
 
 def row_bytes(columns: Iterable[Column]) -> int:
-    """Returns the bytes of a stored row of these columns; an encoded column counts with an estimate."""
-    return sum(
-        _ENCODED_BYTES if column.encoded else column.size * np.dtype(column.dtype).itemsize
-        for column in columns
-    )
+    """Returns the bytes of a stored row of these columns; columns of any length count with an estimate."""
+    return sum(map(_row_bytes, columns))
+
+
+def _row_bytes(column: Column) -> int:
+    if column.encoded:
+        return _ENCODED_BYTES
+    return _RAGGED_BYTES if column.of_bytes else column.size * np.dtype(column.dtype).itemsize
 
 
 def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
@@ -267,14 +321,12 @@ def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
     Raises:
         DataError: one is missing; the message has the most similar names that are in the data.
     """
-    present = list(present)
+    present = dict.fromkeys(present)
     for column in columns:
         if column.name not in present:
-            close = get_close_matches(column.name, present, n=3, cutoff=0.5)
-            close = close or [name for name in present if name.lower() == column.name.lower()]
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise DataError(
-                f"column {column.name!r} is not in the data.{hint} Received columns: {', '.join(present)}"
+                f"column {column.name!r} is not in the data.{did_you_mean(column.name, present)} "
+                f"Received columns: {listed(present)}"
             )
 
 
@@ -293,19 +345,24 @@ def check_type(column: Column, arrow_type: pa.DataType | None, shown: str) -> No
         if arrow_type is None or not is_binary(arrow_type):
             raise DataError(f"column {column.name!r} must hold bytes, for decode. Received: {shown}")
         return
-    inner, length = arrow_type and plain_type(arrow_type), 1
+    inner, length = arrow_type if column.is_string else arrow_type and plain_type(arrow_type), 1
     while inner is not None and is_list(inner):
         # The length of a list is part of its type only in some types.
         length *= inner.list_size if pa.types.is_fixed_size_list(inner) else math.nan
         inner = inner.value_type
+    if column.is_string:
+        if inner is None or not is_string(inner):
+            raise DataError(f"column {column.name!r} must hold {column.requirement}. Received: {cut(shown)}")
+        return
     if inner is None or not is_number(inner):
         hint = ""
-        if inner is not None and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        if inner is not None and (is_string(inner)):
             hint = " (pyspark.ml.feature.StringIndexer makes class numbers of strings)"
         raise DataError(
-            f"column {column.name!r} must hold numbers, arrays of numbers or vectors. Received: {shown}{hint}"
+            f"column {column.name!r} must hold numbers, arrays of numbers or vectors. "
+            f"Received: {cut(shown)}{hint}"
         )
-    if not math.isnan(length) and length not in column.sizes:
+    if column.padding is None and not math.isnan(length) and length not in column.sizes:
         raise DataError(
             f"column {column.name!r} must hold {column.requirement}. Received: {shown}, {length} a row"
         )

@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +40,23 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
     return df.select(*(one.alias(f"c{number}") for number, one in enumerate(chosen)))
 
 
+def first_values(df: DataFrame, names: Sequence[str]) -> list[Any] | None:
+    """Returns the columns' values in a row that has nulls in none of them; None if there is no such row."""
+    row = df.select(*(functions.col(_quoted(name)) for name in names)).dropna().first()
+    if row is None:
+        return None
+    return [
+        bytes(value) if isinstance(value, bytearray) else getattr(value, "toArray", lambda v=value: v)()
+        for value in row
+    ]
+
+
 def _expression(column: Column, field: StructField) -> SparkColumn:
     kind = field.dataType
     source = functions.col(_quoted(field.name))
+    if column.is_string:
+        check_type(column, _arrow_type(kind), kind.simpleString())
+        return source
     # The JVM converts floats to the stored width: that halves the bytes that doubles would take to Python.
     # Columns of whole numbers are not cast: a cast would hide fractions and overflows.
     width = {"f8": "double"}.get(np.dtype(column.dtype).str[1:], "float")

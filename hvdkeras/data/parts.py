@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
 from hvdkeras.data.encoded import EncodedFile, offsets_file
+from hvdkeras.data.ragged import to_bytes
 from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
+from hvdkeras.naming import listed
 
 # Blocks of this size fit in the caches, and let the source, Arrow and the file system work at the same time.
 _BLOCK_BYTES = 4 << 20
@@ -30,7 +32,7 @@ class Part:
     Attributes:
         rows: number of rows.
         files: names of the files in the store's folder: one for each distinct column, in the columns' order,
-            then the offsets of each encoded column.
+            then the offsets of each column of bytes.
     """
 
     rows: int
@@ -74,7 +76,7 @@ def write_part(
     with contextlib.ExitStack() as stack:
         folder = local or stack.enter_context(tempfile.TemporaryDirectory(prefix="hvdkeras-"))
         names = [f"{name}-{number}.npy" for number in range(len(columns))]
-        names += [offsets_file(file) for file, column in zip(names, columns, strict=True) if column.encoded]
+        names += [offsets_file(file) for file, column in zip(names, columns, strict=True) if column.of_bytes]
         paths = [os.path.join(folder, file) for file in names]
         try:
             rows, problems = _write_files(paths[: len(columns)], columns, blocks)
@@ -99,7 +101,7 @@ def _write_files(
     with contextlib.ExitStack() as files:
         grown = [
             files.enter_context(
-                EncodedFile(path) if column.encoded else ColumnFile(path, column.shape, column.dtype)
+                EncodedFile(path) if column.of_bytes else ColumnFile(path, column.shape, column.dtype)
             )
             for path, column in zip(paths, columns, strict=True)
         ]
@@ -108,7 +110,8 @@ def _write_files(
                 continue
             arrays = []
             for number, (column, raw) in enumerate(zip(columns, block, strict=True)):
-                array, found = convert(column, raw)
+                ragged = column.of_bytes and not column.encoded
+                array, found = to_bytes(column, raw) if ragged else convert(column, raw)
                 arrays.append(array)
                 for problem in found:
                     _add(problems, number, replace(problem, row=rows + problem.row))
@@ -150,17 +153,17 @@ def check_outcomes(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> No
             found[number, problem.what] = first, replace(earlier, count=earlier.count + problem.count)
     sentences = []
     for number in sorted({number for number, _ in found}):
-        listed = [
+        faults = [
             describe(problem, partition if len(outcomes) > 1 else None)
             for (other, _), (partition, problem) in found.items()
             if other == number
         ]
         column = columns[number]
         sentences.append(
-            f"column {column.name!r} must hold {column.requirement}. Received: {', '.join(listed)}"
+            f"column {column.name!r} must hold {column.requirement}. Received: {', '.join(faults)}"
         )
     if sentences:
-        raise DataError("; ".join(sentences))
+        raise DataError(listed(sentences, "; ", longest=400))
     if not any(outcome.part.rows for outcome in outcomes):
         raise DataError("the data must have at least one row. Received: no rows")
 

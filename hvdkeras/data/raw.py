@@ -32,6 +32,18 @@ def is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def is_string(kind: pa.DataType) -> bool:
+    """Returns whether Arrow values of this type are strings, or bytes that TensorFlow takes as such."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_binary(kind)
+
+
+def nulls_as_nan(array: pa.Array) -> pa.Array:
+    """Returns plain numbers with NaN in place of null; other arrays as they are."""
+    if not array.null_count or not is_number(array.type):
+        return array
+    return array.cast(pa.float64()).fill_null(float("nan"))
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type as which values are read: bytes as lists of uint8, vectors as lists of doubles."""
     if isinstance(kind, pa.BaseExtensionType):
@@ -77,6 +89,27 @@ def flat_values(
     if values is not None:
         return values, None, {}
     return _without_faults(array, sizes)
+
+
+def ragged_values(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flattens rows, nested lists of any lengths.
+
+    Returns:
+        values: all values, row after row.
+        counts: how many values each row has, shape `(n,)`.
+        null: a mask of the rows that are null or hold a null, shape `(n,)`; for nulls there are zeros in
+            `values`.
+    """
+    array, rows = as_lists(array), len(array)
+    row, null = np.arange(rows), np.zeros(rows, bool)
+    while is_list(array.type):
+        null[row[array.is_null().to_numpy(zero_copy_only=False)]] = True
+        row = np.repeat(row, _lengths(array))
+        array = array.flatten()
+    null[row[array.is_null().to_numpy(zero_copy_only=False)]] = True
+    if array.null_count:
+        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
+    return _numbers(array), np.bincount(row, minlength=rows), null
 
 
 def _uniform(array: pa.Array) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hvdkeras.data.columns import Column, row_bytes
 from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
+from hvdkeras.data.ragged import from_bytes
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import permutation
 from hvdkeras.data.store import local_path, map_file, map_rows, open_filesystem
@@ -103,6 +104,9 @@ class Rows:
         batch_bytes = batch_size * row_bytes(decoded)
         wanted = max(_BLOCK_BYTES // batch_bytes, -(-(len(self._bounds) - 1) // _BLOCK_PIECES))
         self.block_steps = max(1, min(wanted, _MOST_BYTES // batch_bytes))
+        if any(column.padding is not None for column in shards.columns):
+            # Each batch is padded to its own longest row.
+            self.block_steps = 1
         self._ordered: tuple[int, np.ndarray] | None = None
 
     @property
@@ -120,7 +124,7 @@ class Rows:
         Returns:
             columns: for each column the batches' rows one after the other, shape `(rows, *shape)`, in memory
                 that TensorFlow can use without a copy. For an encoded column an array of `Encoded`, shape
-                `(rows,)`.
+                `(rows,)`; with padding, rows as long as the longest one.
             sizes: number of rows in each batch, shape `(k,)`, int64.
         """
         cuts = self._cuts(step, min(step + self.block_steps, self.steps))
@@ -156,8 +160,10 @@ class Rows:
         parts = self._by_piece(rows) if len(self._bounds) > 2 else []
         taken = {}
         for column, pieces in self._pieces.items():
-            if column.encoded:
+            if column.of_bytes:
                 taken[column] = _gathered(pieces, rows, parts)
+                if not column.encoded:
+                    taken[column] = from_bytes(column, taken[column])
                 continue
             out = aligned((len(rows), *column.shape), column.dtype)
             if not parts:
@@ -232,7 +238,7 @@ def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column
         pieces = {}
         for number, column in enumerate(distinct):
             files = [(f"{folder}/{part.files[number]}", low, high) for part, low, high in ranges]
-            if column.encoded:
+            if column.of_bytes:
                 pieces[column] = [map_encoded(system, files, start)]
             else:
                 pieces[column] = [map_rows(system, files, column.shape, column.dtype)]
@@ -242,7 +248,7 @@ def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column
         pieces = {}
         for number, column in enumerate(distinct):
             files = [(os.path.join(local, part.files[number]), low, high) for part, low, high in ranges]
-            if column.encoded:
+            if column.of_bytes:
                 starts = (start + bounds[:-1]).tolist()
                 pieces[column] = [open_encoded(*at, first) for at, first in zip(files, starts, strict=True)]
             else:

@@ -25,7 +25,9 @@ from pyarrow import fs
 from hvdkeras.data.columns import Column, DataError, check_names, check_type
 from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
+from hvdkeras.data.ragged import check_rows
 from hvdkeras.data.store import joined, normalized, open_filesystem
+from hvdkeras.naming import listed, shown
 
 if TYPE_CHECKING:
     from pyarrow import dataset
@@ -84,7 +86,7 @@ class Shards:
         if not _fit(self.columns, columns):
             raise DataError(
                 f"the shards in {self.url} must have the columns that the model requires: "
-                f"{'; '.join(map(_shown, columns))}. Received: {'; '.join(map(_shown, self.columns))}"
+                f"{listed(map(_shown, columns), '; ')}. Received: {listed(map(_shown, self.columns), '; ')}"
             )
 
     def remove(self) -> None:
@@ -146,7 +148,7 @@ def write_arrays(
     sources = [_source(column, arrays[column.name]) for column in distinct]
     lengths = {column.name: len(source) for column, source in zip(distinct, sources, strict=True)}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"arrays must have equally many rows. Received: {lengths}")
+        raise DataError(f"arrays must have equally many rows. Received: {shown(lengths)}")
     step = block_rows(distinct)
     blocks = (
         [source[start : start + step] for source in sources] for start in range(0, len(sources[0]), step)
@@ -173,7 +175,7 @@ def open_parquet(path: str | os.PathLike | Sequence[str]) -> dataset.Dataset:
             system, source = None, list(path)
         return dataset.dataset(source, format="parquet", partitioning="hive", filesystem=system)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ValueError(f"path must name Parquet data. Received: {path!r} ({error})") from error
+        raise ValueError(f"path must name Parquet data. Received: {shown(path)} ({error})") from error
 
 
 def write_parquet(
@@ -244,7 +246,7 @@ def write_dataframe(
         if blind:
             raise ValueError(
                 "store must be a folder or URL that the driver, the executors and the ranks see. "
-                f"Received: {store!r} ({url} is not there on {', '.join(blind)})"
+                f"Received: {store!r} ({url} is not there on {listed(blind)})"
             )
         return _finish(url, columns, outcomes)
 
@@ -306,7 +308,9 @@ def _delete(url: str) -> None:
 def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
     if column.encoded:
         return check_bytes(column.name, array)
-    array = np.asarray(array)
+    if column.of_bytes:
+        return check_rows(column, array)
+    array = _as_numbers(array)
     if array.dtype.kind not in "fiub" or not array.ndim:
         raise DataError(
             f"column {column.name!r} must be an array of numbers whose first axis is the row. "
@@ -318,3 +322,12 @@ def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
             f"column {column.name!r} must hold {column.requirement}. Received: shape {array.shape}"
         )
     return array
+
+
+def _as_numbers(rows: Any) -> np.ndarray:
+    """Rows as an array; of dtype object where they are lists of unequal lengths."""
+    try:
+        is_nested = isinstance(rows, np.ndarray) and rows.dtype.kind == "O" and len(rows) and np.ndim(rows[0])
+        return np.asarray(list(rows) if is_nested else rows)
+    except ValueError:
+        return np.empty((len(rows),), object)

@@ -33,7 +33,7 @@ def write(data: Any, columns: Sequence[Column], store: str | None) -> Shards:
         DataError: a column or its rows do not fit the model.
         ValueError: `data` is of another kind, or the store can't be written.
     """
-    _check_kind(data)
+    check_kind(data)
     if is_dataframe(data):
         return write_dataframe(data, columns, store)
     if isinstance(data, Mapping):
@@ -54,7 +54,7 @@ def forms(data: Any, names: Sequence[str], decode: Mapping[str, Decoder]) -> dic
     Returns:
         The forms by name, of those columns that the data has and whose rows are numbers.
     """
-    _check_kind(data)
+    check_kind(data)
     if isinstance(data, Shards):
         return {column.name: Form(column.shape, column.dtype) for column in data.columns}
     if isinstance(data, Mapping):
@@ -122,7 +122,8 @@ def _fed_dtype(dtype: Any) -> str:
     return kind.name if kind.kind in "iub" else "float32"
 
 
-def _check_kind(data: Any) -> None:
+def check_kind(data: Any) -> None:
+    """Raises ValueError unless `data` is of a kind that `train` takes."""
     if not is_dataframe(data) and not isinstance(data, Shards | Mapping | str | os.PathLike):
         raise ValueError(
             "data must be a Spark DataFrame, a dict of NumPy arrays by column name, the path of Parquet "

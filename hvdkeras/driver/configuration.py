@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hvdkeras.arguments import (
     Declared,
     argument,
@@ -23,7 +25,9 @@ from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.signature import has_inputs
 from hvdkeras.models.targets import Targets, complete_losses, targets
+from hvdkeras.naming import listed, shown
 
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
 
@@ -32,16 +36,16 @@ def _keras_callbacks(name: str, value: Any) -> list[Any]:
     import keras
 
     if value is not None and not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a list of Keras callbacks. Received: {value!r}")
+        raise ValueError(f"{name} must be a list of Keras callbacks. Received: {shown(value)}")
     for callback in value or ():
         if not isinstance(callback, keras.callbacks.Callback):
-            raise ValueError(f"{name} must hold Keras callbacks. Received: {callback!r}")
+            raise ValueError(f"{name} must hold Keras callbacks. Received: {shown(callback)}")
     return list(value or ())
 
 
 def _targets(name: str, value: Any) -> dict[str, float]:
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of numbers by metric. Received: {value!r}")
+        raise ValueError(f"{name} must be a dict of numbers by metric. Received: {shown(value)}")
     for metric, target in (value or {}).items():
         if isinstance(target, bool) or not isinstance(target, int | float) or not isinstance(metric, str):
             raise ValueError(f"{name} must map metrics to numbers. Received: {metric!r}: {target!r}")
@@ -55,8 +59,25 @@ def _names(value: Any) -> list[Any]:
 def _columns(name: str, value: Any) -> schema.Names:
     names = _names(value)
     if not names or not all(isinstance(each, str) and each for each in names):
-        raise ValueError(f"{name} must be a column's name, a list of them, or a dict. Received: {value!r}")
+        raise ValueError(
+            f"{name} must be a column's name, a list of them, or a dict. Received: {shown(value)}"
+        )
     return value
+
+
+def _column_names(name: str, value: Any) -> list[str]:
+    names = schema.as_list(value or [])
+    if not all(isinstance(each, str) and each for each in names):
+        raise ValueError(f"{name} must be a column's name or a list of them. Received: {shown(value)}")
+    return names
+
+
+def _padding(name: str, value: Any) -> dict[str, float]:
+    padding = dict_by_name(name, value)
+    for column, number in padding.items():
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+            raise ValueError(f"{name} must map columns to numbers. Received: {column!r}: {shown(number)}")
+    return padding
 
 
 def _label_columns(name: str, value: Any) -> schema.Names:
@@ -67,7 +88,7 @@ def _label_columns(name: str, value: Any) -> schema.Names:
 
 def _class_weight(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of class numbers and weights. Received: {value!r}")
+        raise ValueError(f"{name} must be a dict of class numbers and weights. Received: {shown(value)}")
     return value
 
 
@@ -89,7 +110,10 @@ class Configuration(Declared):
     """What the user asks for. Every argument is checked whenever it is set, also after the construction.
 
     Args:
-        keras_model: a built Functional or Sequential Keras model. It is not changed by training.
+        keras_model: a Keras model. Its weights are not changed by training. A subclassed model, or a
+            Sequential one without an Input, is built from the shapes of the data's first row; a class of
+            your own must be registered with Keras, or be among `custom_objects`, and its `train_step` is
+            what trains.
         worker_optimizer: a Keras optimizer or its name, one copy for each rank, which begins with the state
             that the optimizer has. Default: the model's own if it is compiled, otherwise SGD at
             `learning_rate`.
@@ -118,7 +142,12 @@ class Configuration(Declared):
             array of the shape that the model wants there. The data then holds bytes of any length in these
             columns: BinaryType, Parquet's binary, a list of bytes. The ranks call them ahead of the training,
             `threads` at once, each epoch anew. Integers are cast to the input's dtype as they are, not
-            rescaled. Not with `fit`, whose fitted model reads numbers.
+            rescaled. The fitted model of `fit` calls them, too.
+        padding: by column name, the value with which lists of unequal lengths are made equally long in each
+            batch, at their end, such as `{"tokens": 0}`; for columns whose first axis the model leaves open.
+            Default: all rows have the length of the first one.
+        nan_cols: a column of features, or a list of them, in which NaN, or null in place of a number, is a
+            value like others, because the model itself replaces it. Default: NaN is refused.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
         learning_rate: step size of the default optimizer, and of one that is given by its name; some
             algorithms use it in their rule, too. An optimizer that is given as an object keeps its own.
@@ -181,6 +210,8 @@ class Configuration(Declared):
     sample_weight_col: schema.Names | None = argument(None, optional(_label_columns))
     class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
     decode: Mapping[str, Decoder] | None = argument(None, _decoders)
+    padding: Mapping[str, float] | None = argument(None, _padding)
+    nan_cols: str | Sequence[str] | None = argument(None, _column_names)
     output_col: str | Sequence[str] = argument("prediction", _columns)
     learning_rate: float = argument(0.01, positive(float))
     seed: int = argument(0, whole)
@@ -255,16 +286,20 @@ class Configuration(Declared):
         decode = self.decode
         if not decode:
             return
-        names = [
-            *schema.input_columns(self.keras_model, self.features_col),
-            *filter(None, _names(self.label_col)),
-        ]
+        names = self._names_of_columns()
         fits = isinstance(decode, Mapping) and all(map(callable, decode.values()))
         if not fits or decode.keys() - names:
             raise ValueError(
-                f"decode must be a dict of functions by the names of columns that are read, {names}. "
-                f"Received: {decode!r}"
+                f"decode must be a dict of functions by the names of columns that are read, {listed(names)}. "
+                f"Received: {shown(decode)}"
             )
+
+    def _names_of_columns(self) -> list[str]:
+        """The columns of the model's inputs and of labels."""
+        features = _names(self.features_col)
+        if has_inputs(self.keras_model):
+            features = schema.input_columns(self.keras_model, self.features_col)
+        return [*features, *filter(None, _names(self.label_col))]
 
     def _take_what_the_model_is_compiled_with(self) -> None:
         compiled = compiled_with(self.keras_model)

@@ -11,6 +11,7 @@ from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
 from hvdkeras.data.shards import Shards
 from hvdkeras.driver.configuration import Configuration
+from hvdkeras.driver.inputs import decided, remedy_named
 from hvdkeras.launch import environment, local
 from hvdkeras.models import schema, targets
 
@@ -34,7 +35,8 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
         data.check_columns(columns)
         shards, is_ours = data, False
     else:
-        shards, is_ours = local.once(sources.write, data, columns, configuration.store), True
+        with remedy_named(configuration):
+            shards, is_ours = local.once(sources.write, data, columns, configuration.store), True
     try:
         if decode:
             local.once(decoding.check_decode, shards, decode)
@@ -49,7 +51,7 @@ def _columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:
     read, decode = configuration.targets(), configuration.decode
     forms = sources.forms(data, read.of_any_form, decode)
     found = targets.columns(configuration.keras_model, configuration.features_col, read, forms)
-    return tuple(replace(column, encoded=column.name in decode) for column in found)
+    return decided(configuration, data, [replace(one, encoded=one.name in decode) for one in found])
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
 from hvdkeras.driver import checks
 from hvdkeras.driver.configuration import Configuration
+from hvdkeras.driver.inputs import build_from_data, check_batches, take_batch_size
 from hvdkeras.driver.launching import launch
 from hvdkeras.driver.layout import laid_out, optionally_laid_out
 from hvdkeras.driver.trial import kept_random_state, try_out
@@ -80,6 +81,8 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
+    build_from_data(configuration, request.data)
+    take_batch_size(configuration)
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
     if configuration.checkpoint is not None:
@@ -94,6 +97,7 @@ def train(
         split = _split(configuration, shards)
         rows = shards.rows if split is None else split.training_rows
         shards.check_rows(num_workers, rows)
+        check_batches(configuration, recipe, *_dealt(num_workers, ensemble, rows, split, validation))
         checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
         data = _data_spec(configuration, shards, split, validation, request.shuffle)
         local.once(try_out, recipe, data)
@@ -120,6 +124,20 @@ def _split(configuration: Configuration, shards: Shards) -> Split | None:
     if configuration.validation_split is None:
         return None
     return Split(shards.rows, configuration.validation_split, configuration.seed)
+
+
+def _dealt(
+    num_workers: int, ensemble: EnsembleSpec | None, rows: int, split: Split | None, validation: Shards | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The numbers of rows that are trained and evaluated on, and into how many parts they are dealt."""
+    counts, parts = {"training": rows}, {"training": num_workers, "validation": num_workers}
+    if ensemble is not None:
+        parts = {"training": ensemble.members if ensemble.partition else 1, "validation": 1}
+    if validation is not None:
+        counts["validation"] = validation.rows
+    elif split is not None:
+        counts["validation"] = len(split.indices()[1])
+    return counts, parts
 
 
 def _data_spec(

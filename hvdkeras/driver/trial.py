@@ -23,6 +23,7 @@ from hvdkeras.data.shards import Shards
 from hvdkeras.models import schema
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.targets import nested
+from hvdkeras.naming import listed
 from hvdkeras.spec import DataSpec
 
 logger = logging.getLogger("hvdkeras")
@@ -72,8 +73,8 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
         ]
         if missing and not np.isfinite(logs.get("loss", 0.0)).all():
             raise DataError(
-                f"columns {missing} must hold finite numbers, or the loss must mask others. "
-                f"Received: NaN in the labels, and the loss {logs['loss']}"
+                f"columns {listed(missing)} must hold finite numbers, unless the loss masks or the model "
+                f"replaces others. Received: NaN in these columns, and the loss {logs['loss']}"
             )
 
 
@@ -177,12 +178,13 @@ def _error(
         for number, (column, array) in enumerate(zip(columns, arrays, strict=True))
         if number in of_kind
     ]
-    outputs = ", ".join(
+    outputs = listed(
         f"{name!r} of shape {tuple(tensor.shape)}"
         for name, tensor in zip(schema.output_names(model), schema.tensors(model, "outputs"), strict=True)
     )
     return DataError(
-        f"the model, its loss and its metrics must work on the data. Received: columns {'; '.join(shown)}; "
+        f"the model, its loss and its metrics must work on the data. "
+        f"Received: columns {listed(shown, '; ', longest=200)}; "
         f"outputs {outputs}; on these {len(arrays[0])} rows {type(error).__name__}: {_reason(error)}"
     )
 

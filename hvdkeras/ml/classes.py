@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from hvdkeras.ml import expressions as sql
 from hvdkeras.ml.stage import a_name, or_none, param
 from hvdkeras.models.saved import Tensor
+from hvdkeras.naming import listed, shown
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ class HasClassColumns(Params):
         found = {name: self.getOrDefault(name) for name in arguments if self.getOrDefault(name) is not None}
         if found and len(scores.shape) > 1:
             raise ValueError(
-                f"{self.uid}: {', '.join(found)} must be left out unless the model's first output has one "
+                f"{self.uid}: {listed(found)} must be left out unless the model's first output has one "
                 f"axis, the classes. Received: output {scores.name!r} of shape {scores.shape}"
             )
         names = [*output_col, *found.values()]
         if len({name.lower() for name in names}) < len(names):
             raise ValueError(
                 f"{self.uid}: {', '.join(['output_col', *found])} must be names of different columns, which "
-                f"case alone does not make different. Received: {names}"
+                f"case alone does not make different. Received: {shown(names)}"
             )
         return found
 

@@ -10,7 +10,15 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BinaryType, BooleanType, DataType, DecimalType, NumericType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    DecimalType,
+    NumericType,
+    StringType,
+)
 
 
 def column(name: str) -> Column:
@@ -35,6 +43,13 @@ def is_array(dtype: DataType) -> bool:
         if is_scalar(dtype):
             return True
     return False
+
+
+def is_text(dtype: DataType) -> bool:
+    """Returns whether a column holds strings, bytes, or arrays of them."""
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+    return isinstance(dtype, StringType | BinaryType)
 
 
 def is_binary(dtype: DataType) -> bool:

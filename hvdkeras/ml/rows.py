@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hvdkeras.data.ragged import padded
 from hvdkeras.models.saved import Tensor
+from hvdkeras.naming import shown
 
 UNEVEN = "nested arrays of equal lengths"
 
 
 def fed_dtype(tensor: Tensor) -> np.dtype:
-    """Returns the dtype of the array that is fed to an input. NumPy has no bfloat16: Keras casts to it."""
+    """Returns the dtype of the array that is fed to an input. NumPy has no bfloat16: Keras casts to it.
+
+    Strings are objects.
+    """
+    if tensor.is_string:
+        return np.dtype(object)
     return np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
 
 
 def vector_rows(column: pd.DataFrame) -> pd.Series:
     """Returns Spark's vectors, which reach a pandas UDF as a struct, as arrays; null for null."""
     if list(column) != ["type", "size", "indices", "values"]:
-        raise ValueError(f"a features column must hold numbers, arrays or vectors. Received: {list(column)}")
+        raise ValueError(
+            f"a features column must hold numbers, arrays or vectors. Received: {shown(list(column))}"
+        )
     rows = np.empty(len(column), object)
     for number, (kind, size, indices, values) in enumerate(column.itertuples(index=False)):
         if kind == 0:
@@ -63,11 +73,59 @@ def _flat(row: Any) -> np.ndarray | None:
     return np.concatenate(parts)
 
 
-def stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def string_rows(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of strings as one array of the tensor's shape, and a mask of the null ones, which are "".
+
+    Raises:
+        ValueError: a row has another number of strings than the tensor.
+    """
+    rows = [[row] if row is None or isinstance(row, str | bytes) else list(np.ravel(row)) for row in values]
+    null = np.array([any(one is None for one in row) for row in rows], bool)
+    sizes = {len(row) for row, missing in zip(rows, null, strict=True) if not missing}
+    if sizes - {tensor.size}:
+        raise ValueError(f"{tensor.size} strings a row. Received: {max(sizes - {tensor.size})}")
+    out = np.empty((len(rows), tensor.size), object)
+    for number, row in enumerate(rows):
+        out[number] = [""] * tensor.size if null[number] else row
+    return out.reshape(-1, *tensor.shape), null
+
+
+def evened(values: np.ndarray, tensor: Tensor, padding: float | None) -> tuple[np.ndarray, Tensor]:
+    """Returns rows of a tensor with an open axis as rows of one length, and the tensor of that shape.
+
+    Args:
+        values: rows as flat arrays, or as one number each.
+        tensor: the input.
+        padding: the value behind shorter rows; None: all must have one length.
+
+    Raises:
+        ValueError: lengths differ, and there is no padding.
+    """
+    if values.dtype != object:
+        values = values[:, np.newaxis]
+    lengths = {len(row) // tensor.size for row in values}
+    shape = tuple(max(lengths) if axis is None else axis for axis in tensor.shape)
+    if len(lengths) > 1:
+        if padding is None:
+            raise ValueError(
+                f"lists of one length, unless padding names it. Received: lengths from {min(lengths)} to "
+                f"{max(lengths)}"
+            )
+        dtype = np.result_type(*{row.dtype for row in values})
+        values = padded(values, tensor.shape, dtype, padding).reshape(len(values), -1)
+    return values, replace(tensor, shape=shape)
+
+
+def stack(values: np.ndarray, tensor: Tensor, nan: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns rows as one array of the tensor's shape and dtype, and a mask of the rows that it can't hold.
 
     Those rows, with NaN, infinite values, or for an integer dtype fractions and numbers out of its range, are
     zeros in the array. A training refuses them, too.
+
+    Args:
+        values: the rows.
+        tensor: the input.
+        nan: whether NaN is a value like others.
     """
     dtype = fed_dtype(tensor)
     if values.dtype == object:
@@ -78,7 +136,7 @@ def stack(values: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             rows = rows.astype(dtype, copy=False)
-        wrong = ~np.isfinite(rows).all(axis=1)
+        wrong = np.isinf(rows).any(axis=1) if nan else ~np.isfinite(rows).all(axis=1)
     else:
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         # A comparison with NaN is False.

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from hvdkeras.ml.rows import fed_dtype, flat_rows, stack, vector_rows
+from hvdkeras.ml.rows import evened, fed_dtype, flat_rows, stack, string_rows, vector_rows
 from hvdkeras.models.saved import Tensor
 from hvdkeras.models.serialization import model_from_bytes
+from hvdkeras.naming import listed
 
 # How many models a Python worker keeps: in a long session it scores with many, one after another.
 MODELS_KEPT = 4
@@ -37,6 +38,10 @@ class Scoring:
         batch_size: rows a call of the model.
         keep_invalid: whether an invalid row becomes null; otherwise it ends the job.
         key: hash of the model and of its custom objects.
+        decode: for the names of columns of encoded bytes, the functions that decode a row.
+        padding: for the names of columns, the value behind lists that are shorter than others.
+        nan_cols: names of the columns in which NaN is a value like others.
+        batch: the batch size that the model's Input has; None where it is open.
         shipment: object whose `value` is the `.keras` bytes and the pickled custom objects, see `Shipment`.
     """
 
@@ -48,6 +53,10 @@ class Scoring:
     batch_size: int
     keep_invalid: bool
     key: str
+    decode: Mapping[str, Callable[[bytes], Any]]
+    padding: Mapping[str, float]
+    nan_cols: tuple[str, ...]
+    batch: int | None
     shipment: Any
 
     def __call__(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -85,31 +94,73 @@ class Scoring:
             self._rows(*column, invalid) for column in zip(columns, self.columns, self.inputs, strict=True)
         ]
         results = [np.empty((rows, t.size), _arrow_dtype(t).to_pandas_dtype()) for t in self.outputs]
-        for start in range(0, rows, self.batch_size):
-            part = slice(start, min(start + self.batch_size, rows))
+        batch_size = self.batch or self.batch_size
+        for start in range(0, rows, batch_size):
+            part = slice(start, min(start + batch_size, rows))
             tensors = []
-            for column, tensor in zip(values, self.inputs, strict=True):
-                stacked, wrong = stack(column[part], tensor)
+            for column, name, tensor in zip(values, self.columns, self.inputs, strict=True):
+                stacked, wrong = self._stacked(column[part], name, tensor)
                 tensors.append(stacked)
                 invalid[part] |= wrong
-            for result, output in zip(results, model(*tensors), strict=True):
-                result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)
+            for result, output in zip(results, model(*map(self._filled, tensors)), strict=True):
+                count = part.stop - start
+                result[part] = np.asarray(output, result.dtype).reshape(len(output), -1)[:count]
         if invalid.any() and not self.keep_invalid:
             wrong = invalid.sum()
             raise ValueError(
-                f"{self.stage}: {_listed(self.columns)} must hold finite numbers in every row, and whole "
+                f"{self.stage}: {_named(self.columns)} must hold finite numbers in every row, and whole "
                 f"ones in their range for an input of integers. Received: others, or null, in {wrong} of "
                 f"{rows} rows of a batch. handle_invalid='keep' predicts null for them"
             )
         made = [_column(result, scalar, invalid) for result, scalar in zip(results, self.scalar, strict=True)]
         return made[0] if len(made) == 1 else pd.DataFrame({f"_{i}": one for i, one in enumerate(made)})
 
+    def _stacked(self, values: np.ndarray, name: str, tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns rows as one array for the model, and a mask of the invalid ones."""
+        try:
+            if tensor.is_string:
+                return string_rows(values, tensor)
+            if tensor.is_open:
+                values, tensor = evened(values, tensor, self.padding.get(name))
+        except ValueError as error:
+            raise ValueError(f"{self.stage}: column {name!r} must hold {error}") from None
+        return stack(values, tensor, name in self.nan_cols)
+
+    def _filled(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns the rows and, up to the batch size that the model's Input has, the last one again."""
+        missing = 0 if self.batch is None else self.batch - len(tensor)
+        return np.concatenate([tensor, np.repeat(tensor[-1:], missing, 0)]) if missing else tensor
+
+    def _decoded(self, column: pd.Series, name: str, tensor: Tensor) -> pd.Series:
+        """Decodes the rows of a column of bytes; null for null."""
+        rows = np.empty(len(column), object)
+        for number, value in enumerate(column):
+            if value is None:
+                continue
+            array = np.asarray(self.decode[name](bytes(value)))
+            fits = len(array.shape) == len(tensor.shape) and all(
+                axis in (None, length) for axis, length in zip(tensor.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype.kind not in "fiub":
+                raise ValueError(
+                    f"{self.stage}: column {name!r} must be decoded to numbers of shape {tensor.shape}. "
+                    f"Received: {array.dtype}, shape {array.shape}"
+                )
+            rows[number] = array.ravel()
+        return pd.Series(rows)
+
     def _rows(self, column: pd.Series, name: str, tensor: Tensor, invalid: np.ndarray) -> np.ndarray:
         """Checks the sizes of a column's rows, marks null ones as invalid and makes them zeros."""
         if isinstance(column, pd.DataFrame):
             column = vector_rows(column)
+        if name in self.decode:
+            column = self._decoded(column, name, tensor)
+        if tensor.is_string:
+            return column.to_numpy(object)
         if column.dtype != object:
             null = column.isna().to_numpy()
+            if name in self.nan_cols:
+                return column.to_numpy(float, na_value=np.nan) if null.any() else column.to_numpy()
             invalid |= null
             return column.fillna(0).to_numpy() if null.any() else column.to_numpy()
         try:
@@ -124,7 +175,7 @@ class Scoring:
             for row in np.flatnonzero(null):
                 values[row] = zeros
         sizes = np.fromiter(map(len, values), np.int64, len(values))
-        wrong = np.flatnonzero(sizes != tensor.size)
+        wrong = np.flatnonzero(sizes % tensor.size if tensor.is_open else sizes != tensor.size)
         if wrong.size:
             raise ValueError(
                 f"{self.stage}: column {name!r} must hold {tensor.size} numbers a row, for the model's input "
@@ -221,5 +272,5 @@ def _column(result: np.ndarray, scalar: bool, invalid: np.ndarray) -> pd.Series:
     return pd.Series(_Numbers(made))
 
 
-def _listed(columns: Sequence[str]) -> str:
-    return ("column " if len(columns) == 1 else "columns ") + ", ".join(map(repr, columns))
+def _named(columns: Sequence[str]) -> str:
+    return ("column " if len(columns) == 1 else "columns ") + listed(map(repr, columns))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +14,7 @@ from pyspark.sql.types import DataType
 
 from hvdkeras.ml import files
 from hvdkeras.ml.transport import is_connect
+from hvdkeras.naming import cut, did_you_mean, listed, shown
 
 # Increased when a stage's folder changes in a way that an older hvdkeras would misread.
 FORMAT = 1
@@ -61,11 +61,10 @@ class Stage(Params, MLReadable, MLWritable):
         """
         if name in dataset.columns:
             return dataset.schema[name].dataType
-        near = get_close_matches(name, dataset.columns, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"{self.uid}: {argument} must name a column of the DataFrame. "
-            f"Received: {name!r}; the columns are {dataset.columns}.{hint}"
+            f"Received: {name!r}; the columns are {listed(dataset.columns)}."
+            f"{did_you_mean(name, dataset.columns)}"
         )
 
     def _check_new(self, dataset: DataFrame, name: str, argument: str, inputs: tuple[str, ...] = ()) -> None:
@@ -84,7 +83,7 @@ class Stage(Params, MLReadable, MLWritable):
 
     def _wrong_type(self, name: str, expected: str, received: DataType) -> ValueError:
         return ValueError(
-            f"{self.uid}: column {name!r} must hold {expected}. Received: {received.simpleString()}"
+            f"{self.uid}: column {name!r} must hold {expected}. Received: {cut(received.simpleString())}"
         )
 
 
@@ -95,7 +94,7 @@ def param(name: str, doc: str, convert: Callable[[Any], Any]) -> Param:
         try:
             return convert(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be {error}. Received: {value!r}") from None
+            raise ValueError(f"{name} must be {error}. Received: {shown(value)}") from None
 
     return Param(Params._dummy(), name, doc, check)
 
@@ -122,6 +121,16 @@ def new_names(value: Any) -> list[str]:
     if len({one.lower() for one in values}) != len(values):
         raise ValueError("names of different columns, which case alone does not make different")
     return values
+
+
+def or_no_names(value: Any) -> list[str]:
+    return names(value) if value else []
+
+
+def numbers_by_name(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping) or any(isinstance(one, bool | str) for one in value.values()):
+        raise ValueError("a dict of numbers by name")
+    return dict(value)
 
 
 def or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:

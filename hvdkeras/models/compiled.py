@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hvdkeras.naming import listed
+
 
 def compiled_with(model: Any) -> dict[str, Any]:
     """Returns the objects that a model was compiled with, by `compile`'s names; empty if it was not compiled.
@@ -51,7 +53,7 @@ def check_left_out(model: Any, arguments: Mapping[str, Any]) -> None:
     given = [name for name, value in arguments.items() if value is not own.get(name)]
     if given:
         raise ValueError(
-            f"{', '.join(given)} must be left out for a model of {type(model).__name__}, whose "
+            f"{listed(given)} must be left out for a model of {type(model).__name__}, whose "
             "compile_from_config sets them. Received: "
-            + ", ".join(f"{name}={arguments[name]!r}" for name in given)
+            + listed(f"{name}={arguments[name]!r}" for name in given)
         )

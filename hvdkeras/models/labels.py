@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvdkeras.data.columns import Column, Form
+from hvdkeras.naming import listed, shown
 
 Shape = tuple[int | None, ...]
 
@@ -29,8 +30,8 @@ def losses_of(loss: Any, names: Sequence[str]) -> list[Any]:
     if isinstance(loss, Mapping):
         if not loss or set(loss) - set(names):
             raise ValueError(
-                f"loss must have an entry for each output that has a loss, of {list(names)}. "
-                f"Received: {sorted(loss)}"
+                f"loss must have an entry for each output that has a loss, of {listed(names)}. "
+                f"Received: {shown(sorted(loss))}"
             )
         losses = [loss.get(name) for name in names]
     elif isinstance(loss, list | tuple):
@@ -39,13 +40,13 @@ def losses_of(loss: Any, names: Sequence[str]) -> list[Any]:
         losses = [loss] * len(names)
     if len(losses) != len(names):
         raise ValueError(
-            f"loss must have one entry for each output, {list(names)}. Received: {len(losses)} losses"
+            f"loss must have one entry for each output, {listed(names)}. Received: {len(losses)} losses"
         )
     try:
         return [_resolved(one) for one in losses]
     except ValueError as error:
         raise ValueError(
-            f"loss must be a Keras loss, the name of one, or a function. Received: {loss!r}"
+            f"loss must be a Keras loss, the name of one, or a function. Received: {shown(loss)}"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hvdkeras.models.schema import output_names, structures
+from hvdkeras.models.schema import output_names, structures, tensors
 
 
 def merged(members: Sequence[Any], disagreement: bool = False) -> Any:
@@ -20,7 +20,7 @@ def merged(members: Sequence[Any], disagreement: bool = False) -> Any:
     import keras
 
     first = members[0]
-    inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in first.inputs]
+    inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in tensors(first, "inputs")]
     outputs = []
     nested = keras.tree.pack_sequence_as(structures(first)[0], inputs)
     for number, member in enumerate(members):

@@ -19,6 +19,8 @@ from hvdkeras.models.serialization import (
     unpack,
     with_functions,
 )
+from hvdkeras.models.signature import Nested, sign, signature_of
+from hvdkeras.naming import listed, shown
 
 # Far from the small numbers that people choose as seeds: no rank gets the seed of another's other layer.
 SEED_STRIDE = 1_000_003
@@ -41,6 +43,7 @@ class Recipe:
         arguments: the other arguments of `compile`, packed.
         others: the optimizers that the model has beside its own; what their configurations leave out of them.
         own_config: what a model with a `compile` of its own gives its `compile_from_config`; None for others.
+        signature: the inputs of a model that was built from data; None for one with inputs of its own.
     """
 
     content: bytes
@@ -52,6 +55,7 @@ class Recipe:
     arguments: dict[str, Any]
     others: list[PackedOptimizer]
     own_config: dict[str, Any] | None = None
+    signature: Nested | None = None
 
     @classmethod
     def of(
@@ -88,9 +92,11 @@ class Recipe:
             if optimizer is not getattr(model, "optimizer", None):
                 optimizer = scaled(named(optimizer, learning_rate), model)
             content, functions = with_functions(model)
-            objects = {**_functions_of_layers(model), **functions, **objects}
+            objects = {**own_parts(model), **functions, **objects}
             recipe = cls(content, objects, [], {}, {}, None, pack(given), [])
             recipe._pack_optimizers(model, optimizer, given)
+            signed = signature_of(model)
+            recipe.signature = None if signed is None else signed.described
             copy = recipe._loaded()
             recipe._take(model, copy)
             recipe._give(copy, rank=None)
@@ -140,8 +146,7 @@ class Recipe:
             raise ValueError(
                 "keras_model and worker_optimizer must be the same after saving and loading. Received: "
                 f"{type(model).__name__} {model.name!r}, of which these differ: "
-                + ", ".join(differences[:10])
-                + (f" and {len(differences) - 10} more" if len(differences) > 10 else "")
+                + listed(differences, longest=200)
             )
 
     def _pack_optimizers(self, model: Any, optimizer: Any, given: Mapping[str, Any]) -> None:
@@ -189,13 +194,16 @@ class Recipe:
 
         with keras.saving.custom_object_scope(self.objects):
             # The model is the user's own: it may hold code.
-            return model_from_bytes(self.content, self.objects, safe_mode=False)
+            model = model_from_bytes(self.content, self.objects, safe_mode=False)
+            if self.signature is not None:
+                sign(model, self.signature)
+        return model
 
     def _take(self, model: Any, loaded: Any) -> None:
         """Notes of the model what its file does not bring back."""
         if len(loaded.variables) != len(model.variables):
             differing = sorted({v.path for v in model.variables} ^ {v.path for v in loaded.variables})
-            raise ValueError(f"the model and its copy have other variables: {differing}")
+            raise ValueError(f"the model and its copy have other variables: {listed(differing)}")
         self.trainable = [bool(variable.trainable) for variable in model.variables]
         for number, (variable, copied) in enumerate(zip(model.variables, loaded.variables, strict=True)):
             if _is_seed(variable):
@@ -225,12 +233,14 @@ class Recipe:
             _seed(variables[number], state, rank)
 
 
-def _functions_of_layers(model: Any) -> dict[str, Any]:
-    """The functions, by name, that Lambda layers and activations are, and that no file holds."""
+def own_parts(model: Any) -> dict[str, Any]:
+    """Returns by name the user's own layer classes and Lambda functions, which no file holds."""
     import keras
 
     found: dict[str, Any] = {}
     for layer in model._flatten_layers():
+        if not (type(layer).__module__ or "").startswith("keras."):
+            found[keras.saving.get_registered_name(type(layer))] = type(layer)
         if isinstance(layer, keras.layers.Lambda):
             functions = (layer.function, layer._output_shape, layer.mask)
             found.update(own_objects([each for each in functions if callable(each)]))
@@ -270,7 +280,7 @@ def _differences(model: Any, copy: Any) -> Iterator[str]:
         for each, position in zip((model, copy), positions, strict=True)
     ]
     if trained[0] != trained[1]:
-        yield f"which variables train: {trained[0]}, {trained[1]} in the copy"
+        yield f"which variables train: {shown(trained[0])}, {shown(trained[1])} in the copy"
 
 
 def _is_seed(variable: Any) -> bool:

@@ -11,40 +11,77 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from hvdkeras.models.schema import tensors
+from hvdkeras.models.schema import fixed_batch, tensors
 from hvdkeras.models.serialization import architecture, model_to_bytes
+from hvdkeras.models.signature import functional, signature_of
+
+# Assumed numbers in a row of strings or of any length, for the planning of memory: 4 KB.
+_OPEN_NUMBERS = 512
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a model: its name, the shape of a row and the dtype."""
+    """One input or output of a model.
+
+    Attributes:
+        name: its name.
+        shape: shape of a row; of an input at most one axis is None, whose length is open.
+        dtype: of its values, or "string".
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        """Number of values in a row; at one place of an axis that is open."""
+        return math.prod(1 if axis is None else axis for axis in self.shape)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the length of an axis is open."""
+        return None in self.shape
+
+    @property
+    def is_string(self) -> bool:
+        """Whether the values are strings."""
+        return self.dtype == "string"
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row is for the planning of memory; an estimate where that is open."""
+        return self.size * (_OPEN_NUMBERS if self.is_open or self.is_string else 1)
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A Keras model as the content of a `.keras` file, with what the driver has to know of it."""
+    """A Keras model as the content of a `.keras` file, with what the driver has to know of it.
+
+    Attributes:
+        content: the file.
+        inputs: the inputs, in the model's order.
+        outputs: the outputs, in the model's order.
+        batch: the batch size that the model's Input has; None where it is open.
+    """
 
     content: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    batch: int | None = None
 
     @classmethod
     def of(cls, model: Any) -> SavedModel:
-        """Saves a built Functional or Sequential model.
+        """Saves a model whose inputs are known; one that was built from data becomes a Functional one.
 
         Raises:
-            ValueError: the model has no known inputs, or shapes that differ from row to row.
+            ValueError: the model has no known inputs, an output whose shape differs from row to row, or an
+                input with more than one open axis.
         """
+        if signature_of(model) is not None:
+            model = functional(model)
         inputs, outputs = (_tensors(model, which) for which in ("inputs", "outputs"))
-        return cls(model_to_bytes(model), inputs, outputs)
+        return cls(model_to_bytes(model), inputs, outputs, fixed_batch(model))
 
     @classmethod
     def from_metadata(cls, content: bytes, metadata: Mapping[str, Any]) -> SavedModel:
@@ -66,11 +103,15 @@ class SavedModel:
             tuple(Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for t in metadata[which])
             for which in ("inputs", "outputs")
         )
-        return cls(content, *read)
+        return cls(content, *read, metadata.get("batch"))
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {"inputs": [asdict(t) for t in self.inputs], "outputs": [asdict(t) for t in self.outputs]}
+        return {
+            "inputs": [asdict(t) for t in self.inputs],
+            "outputs": [asdict(t) for t in self.outputs],
+            "batch": self.batch,
+        }
 
     @cached_property
     def registered_names(self) -> set[str]:
@@ -90,12 +131,14 @@ def _registered(config: Any) -> Iterator[str]:
 
 def _tensors(model: Any, which: str) -> tuple[Tensor, ...]:
     known = tensors(model, which)
+    most, allowed = (1, "at most one open axis") if which == "inputs" else (0, "a fixed shape")
     for tensor in known:
-        if None in tensor.shape[1:]:
+        if list(tensor.shape[1:]).count(None) > most:
             raise ValueError(
-                f"the model's {which} must have a fixed shape beyond the batch. Received: "
+                f"the model's {which} must have {allowed} beyond the batch: with an input of a fixed shape, "
+                "keras.Model(input, model(input)) has it. Received: "
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}"
             )
-        if str(tensor.dtype) == "string":
+        if str(tensor.dtype) == "string" and which == "outputs":
             raise ValueError(f"the model's {which} must be numbers. Received: {tensor.name!r} of strings")
     return tuple(Tensor(t.name, tuple(t.shape[1:]), str(t.dtype)) for t in known)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.data.columns import Column
+from hvdkeras.models.signature import has_inputs, signature_of
+from hvdkeras.naming import did_you_mean, listed, shown
 
 Names = str | Sequence[str | None] | Mapping[str, str | None]
 """Columns of a model's inputs or outputs: the only one's, a list in their order, or a dict by their names. Of
@@ -25,12 +27,6 @@ def feature_columns(model: Any, features_col: Names) -> list[Column]:
         ValueError: if the model has no known inputs, or the names are not those of as many columns.
     """
     inputs, features = tensors(model, "inputs"), input_columns(model, features_col)
-    for tensor in inputs:
-        if None in tensor.shape[1:]:
-            raise ValueError(
-                "the model's inputs must have a fixed shape beyond the batch. Received: input "
-                f"{tensor.name!r} of shape {tuple(tensor.shape)}"
-            )
     return [
         Column(name, tuple(tensor.shape[1:]), _column_dtype(tensor.dtype))
         for name, tensor in zip(features, inputs, strict=True)
@@ -76,7 +72,7 @@ def class_weights(
     if len(read) != 1 or len(tensors(model, "outputs")) > 1 or _paths(model, 1):
         raise ValueError(
             "class_weight needs a model with one output, not in a dict, and no sample_weight_col. "
-            f"Received: columns {[column.name for column in read]}"
+            f"Received: columns {listed(column.name for column in read)}"
         )
     count = _class_count(read[0])
     fits = isinstance(class_weight, Mapping) and len(class_weight) > 0
@@ -91,7 +87,7 @@ def class_weights(
         span = f"from 0 to {count - 1}" if count else "from 0"
         raise ValueError(
             f"class_weight must be a dict of class numbers {span} and weights that are not negative. "
-            f"Received: {class_weight!r}"
+            f"Received: {shown(class_weight)}"
         )
     return {number: float(class_weight.get(number, 1.0)) for number in range(count or max(class_weight) + 1)}
 
@@ -104,7 +100,15 @@ def as_list(names: str | Sequence[str]) -> list[str]:
 def output_names(model: Any) -> list[str]:
     """Returns the names of a model's outputs: their layers', or, of a model that gives a dict, its keys."""
     # A Sequential model keeps them in its last layer.
+    signed = signature_of(model)
+    if signed is not None and not isinstance(signed.outputs, Mapping):
+        return [f"output_{number + 1}" for number in range(len(tensors(model, "outputs")))]
     return _paths(model, 1) or list(getattr(model, "output_names", None) or [model.layers[-1].name])
+
+
+def fixed_batch(model: Any) -> int | None:
+    """Returns the batch size that a model's Input has; None where it is open."""
+    return next((tensor.shape[0] for tensor in tensors(model, "inputs") if tensor.shape[0]), None)
 
 
 def structures(model: Any) -> tuple[Any, Any]:
@@ -118,6 +122,9 @@ def structures(model: Any) -> tuple[Any, Any]:
     import keras
 
     inputs, outputs = tensors(model, "inputs"), tensors(model, "outputs")
+    signed = signature_of(model)
+    if signed is not None:
+        return signed.inputs, signed.outputs
     if isinstance(model, keras.Sequential):
         return inputs[0], outputs[0]
     return tuple(
@@ -130,19 +137,19 @@ def tensors(model: Any, which: str) -> list[Any]:
     """Returns the symbolic `inputs` or `outputs` of a model.
 
     Raises:
-        ValueError: it has none, because it is no built Functional or Sequential model.
+        ValueError: they are not known: it is neither a built Functional or Sequential model, nor was it
+            built from data.
     """
-    try:
-        known = getattr(model, which)
-    except (AttributeError, ValueError):
-        known = None
-    if not known:
+    import keras
+
+    if not has_inputs(model):
         raise ValueError(
-            "keras_model must be a built Functional or Sequential model: give it an Input, or wrap it, "
+            "keras_model must be a Keras model whose inputs are known: give it an Input, or wrap it, "
             "keras.Model(inputs, model(inputs)). Received: "
             f"{type(model).__name__} {getattr(model, 'name', '')!r}"
         )
-    return list(known)
+    signed = signature_of(model)
+    return keras.tree.flatten(getattr(model if signed is None else signed, which))
 
 
 def _paths(model: Any, which: int) -> list[str]:
@@ -191,15 +198,17 @@ def in_order(
         fits = len(ordered) == len(known)
     fits = fits and not any(here and name is None for here, name in zip(needed, ordered, strict=True))
     if not fits:
+        unknown = [name for name in names if name not in known] if isinstance(names, Mapping) else []
         among = [name for name, here in zip(known, needed, strict=True) if here or for_all]
         raise ValueError(
             f"{argument} must name one column for each of the model's {len(among)} {what} "
             + ("" if len(among) == len(known) else "that have a loss ")
-            + f"({', '.join(among)}). Received: {names}"
+            + f"({listed(among)}).{did_you_mean(unknown[0], known) if unknown else ''} "
+            f"Received: {shown(names)}"
         )
     if not all(isinstance(name, str | (type(None) if optional else str)) for name in ordered):
         raise ValueError(
-            f"{argument} must be a column's name, a list of them, or a dict. Received: {names!r}"
+            f"{argument} must be a column's name, a list of them, or a dict. Received: {shown(names)}"
         )
     return ordered
 

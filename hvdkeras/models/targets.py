@@ -9,6 +9,7 @@ from typing import Any
 from hvdkeras.data.columns import Column, Form
 from hvdkeras.models.labels import Shape, label_column, losses_of, takes_any_form
 from hvdkeras.models.schema import Names, feature_columns, in_order, output_names, structures, tensors
+from hvdkeras.naming import listed
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def _free_labels(
         if any(losses):
             having = [name for name, one in zip(names, losses, strict=True) if one is not None]
             raise ValueError(
-                f"label_col must name a column for each output that has a loss, {having}. Received: None"
+                f"label_col must name a column for each output that has a loss, {listed(having)}. "
+                "Received: None"
             )
         if weights is not None:
             raise ValueError("sample_weight_col needs label_col. Received: label_col=None")

@@ -8,9 +8,11 @@ from hvdkeras.algorithm import Algorithm, check_contract
 from hvdkeras.arguments import declared_arguments
 from hvdkeras.driver import checks, training
 from hvdkeras.driver.configuration import Configuration
+from hvdkeras.driver.inputs import build_from_data, closed, input_shapes
 from hvdkeras.history.questions import HistoryQuestions
 from hvdkeras.ml.estimator import TunableEstimator
 from hvdkeras.models import schema
+from hvdkeras.models.recipe import own_parts
 from hvdkeras.spec import EnsembleSpec
 
 if TYPE_CHECKING:
@@ -126,15 +128,16 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
-        if self.decode:
-            raise ValueError(
-                "decode must be left out for fit, whose fitted model reads numbers; train takes it. "
-                f"Received: functions for {sorted(self.decode)}"
-            )
+        build_from_data(self, dataset)
+        features = schema.input_columns(self.keras_model, self.features_col)
+        shapes = input_shapes(self, dataset)
         trained = self.train(dataset)
         return ModelPredictor(
-            trained,
-            features_col=schema.input_columns(self.keras_model, self.features_col),
+            closed(trained, shapes),
+            features_col=features,
             output_col=self.output_col,
-            custom_objects=self.custom_objects,
+            custom_objects={**own_parts(self.keras_model), **(self.custom_objects or {})},
+            decode={name: function for name, function in self.decode.items() if name in features},
+            padding={name: number for name, number in self.padding.items() if name in features},
+            nan_cols=self.nan_cols,
         )

@@ -238,11 +238,11 @@ def test_bad_input_is_refused_on_the_driver(keras, data, model):
         ),
         (
             lambda: ModelPredictor(keras.Sequential([keras.layers.Dense(1)])),
-            "must be a built Functional or Sequential",
+            "whose inputs are known: give it an Input",
         ),
         (
             lambda: ModelPredictor(keras.Model(x := keras.Input((None,)), x)),
-            "fixed shape beyond the batch. Received",
+            "must have a fixed shape beyond the batch",
         ),
         (lambda: ModelPredictor(model).transform(data), "features_col must name a column of the DataFrame"),
         (

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 # From the lowest room upwards. A room may import every room before it, and none after it.
 ORDER = [
     "launch",
+    "naming",
     "arguments",
     "algorithm",
     "mpi",

@@ -158,8 +158,8 @@ def test_large_sums_of_finite_values_are_no_problem():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": (2,), "dtype": "object"}, "dtype must be a NumPy number type. Received: 'object'"),
-        ({"shape": (2,), "dtype": "no"}, "dtype must be a NumPy number type. Received: 'no'"),
+        ({"shape": (2,), "dtype": "object"}, r"dtype must be a NumPy number type.*Received: 'object'"),
+        ({"shape": (2,), "dtype": "no"}, r"dtype must be a NumPy number type.*Received: 'no'"),
         ({"shape": (0,), "dtype": "float32"}, r"shape must have positive axes. Received: \(0,\)"),
         ({"shape": (), "dtype": "int32", "classes": 0}, "classes must be positive. Received: 0"),
         (
