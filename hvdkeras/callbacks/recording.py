@@ -11,6 +11,7 @@ import numpy as np
 
 from hvdkeras.callbacks.position import Position
 from hvdkeras.history.records import RankHistory
+from hvdkeras.models.optimizers import learning_rate
 
 logger = logging.getLogger("hvdkeras")
 
@@ -61,7 +62,8 @@ class HistoryRecorder(keras.callbacks.Callback):
         self._logs, self._before = {}, {}
         for name, value in zip(history.seconds, [seconds - spent.sum(), *spent], strict=True):
             history.seconds[name].append(float(value))
-        history.learning_rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        if (rate := learning_rate(self.model.optimizer)) is not None:
+            history.learning_rate.append(rate)
         if "staleness_sum" in self._telemetry:
             history.staleness.append(self._increase("staleness_sum") / max(1, self._increase("exchanges")))
         if self._verbose >= 2:

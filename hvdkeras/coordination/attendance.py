@@ -24,7 +24,7 @@ class Attendance(keras.callbacks.Callback):
         every: windows between two evaluations of the center; None for one an epoch.
         waits: whether all ranks report at the same point of their training and wait there for the decision.
         is_due: where ranks wait, returns on all of them alike whether a checkpoint is due at this window.
-        center_rate: the learning rate of the center's optimizer; None where it follows a schedule.
+        center_rates: the learning rates of the center's optimizer.
 
     Attributes:
         waits: as the argument.
@@ -41,13 +41,13 @@ class Attendance(keras.callbacks.Callback):
         every: int | None,
         waits: bool,
         is_due: Callable[[], bool],
-        center_rate: float | None,
+        center_rates: list[float],
     ) -> None:
         super().__init__()
         self._participant, self._position = participant, position
         self._learning_rate, self._statistics = learning_rate, statistics
         self._every, self.waits, self._is_due = every, waits, is_due
-        self._center_rate = center_rate
+        self._center_rates = center_rates
         self._logs: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
         self.stopped = False
@@ -107,6 +107,6 @@ class Attendance(keras.callbacks.Callback):
         self._metrics = decision.metrics or self._metrics
         if decision.stop:
             self.stopped = self.model.stop_training = True
-        if decision.learning_rate is not None and decision.learning_rate != self._center_rate:
-            self._center_rate = decision.learning_rate
-            self._learning_rate.set(decision.learning_rate)
+        if decision.learning_rates != self._center_rates:
+            self._center_rates = decision.learning_rates
+            self._learning_rate.set(decision.learning_rates)

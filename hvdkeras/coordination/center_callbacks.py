@@ -15,7 +15,7 @@ from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.messages import Arrival
 from hvdkeras.history.records import Evaluation
 from hvdkeras.launch.rank import send
-from hvdkeras.models.optimizers import has_schedule
+from hvdkeras.models.optimizers import learning_rates, set_learning_rates
 
 logger = logging.getLogger("hvdkeras")
 
@@ -53,13 +53,16 @@ class CenterCallbacks:
         size: int,
         resumed: Mapping[str, Any],
     ) -> None:
-        self._center, self._stop_at = center, stop_at
+        self._center, self._stop_at, self._num_epoch = center, stop_at, num_epoch
         self.evaluations = [Evaluation(**each) for each in resumed.get("evaluations", [])]
         self._start = time.monotonic() - (self.evaluations[-1].seconds if self.evaluations else 0.0)
         model = center.model
         model.stop_training = False
-        if resumed.get("learning_rate") is not None:
-            model.optimizer.learning_rate = resumed["learning_rate"]
+        # Checkpoints of earlier versions have one rate, or None.
+        earlier = [rate for rate in [resumed.get("learning_rate")] if rate is not None]
+        if rates := resumed.get("learning_rates", earlier):
+            set_learning_rates(model.optimizer, rates)
+        self._monitors = any(hasattr(callback, "monitor") for callback in callbacks)
         self._callbacks = keras.callbacks.CallbackList(
             list(callbacks), model=model, epochs=num_epoch, verbose=0, rank=0, num_workers=size
         )
@@ -70,7 +73,9 @@ class CenterCallbacks:
         Raises:
             ValueError: `stop_at` names a metric that the center does not have.
         """
-        names = self._center.metric_names()
+        # A callback that monitors a metric asks the model's metrics whether they rise, with or without rows
+        # for validation.
+        names = self._center.metric_names(self._monitors)
         if unknown := sorted(set(self._stop_at) - set(names)):
             raise ValueError(f"stop_at must name metrics of the center, {names}. Received: {unknown}")
         self._callbacks.on_train_begin()
@@ -93,7 +98,7 @@ class CenterCallbacks:
         if (name := reached(metrics, self._stop_at)) is not None:
             logger.info("%s is %g: the training ends (stop_at=%g)", name, metrics[name], self._stop_at[name])
             self._center.model.stop_training = True
-        if not self.wants_stop:
+        if epochs < self._num_epoch and not self.wants_stop:
             self._callbacks.on_epoch_begin(number + 1)
         return metrics
 
@@ -102,12 +107,9 @@ class CenterCallbacks:
         """Whether a callback, or `stop_at`, ends the training."""
         return bool(self._center.model.stop_training)
 
-    def learning_rate(self) -> float | None:
-        """Returns the learning rate of the center's optimizer; None where it follows a schedule."""
-        optimizer = self._center.model.optimizer
-        if has_schedule(optimizer):
-            return None
-        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    def learning_rates(self) -> list[float]:
+        """Returns the learning rates of the center's optimizer, without those that follow a schedule."""
+        return learning_rates(self._center.model.optimizer)
 
     def manifest(self) -> dict[str, Any]:
         """Returns what a checkpoint must hold of the evaluations."""

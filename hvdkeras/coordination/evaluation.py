@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.models import vector
+from hvdkeras.models.optimizers import learning_rates, set_learning_rates
 
 
 class CenterModel:
@@ -20,13 +21,14 @@ class CenterModel:
     Args:
         model: a compiled Keras model of the center's architecture.
         feed: the rank's validation rows; None where it has none.
+        training: the rows that the rank trains on, of which the metrics' variables can be made.
 
     Attributes:
         model: the model, with the weights of the last `load`.
     """
 
-    def __init__(self, model: Any, feed: Feed | None) -> None:
-        self.model, self._feed = model, feed
+    def __init__(self, model: Any, feed: Feed | None, training: Feed | None = None) -> None:
+        self.model, self._feed, self._training = model, feed, training
 
     def load(self, trainable: np.ndarray, statistics: np.ndarray) -> None:
         """Sets the trainable weights, shape `(n,)`, and the averaged variables, shape `(m,)`."""
@@ -38,13 +40,24 @@ class CenterModel:
         model = self.model
         return vector.flat(model.trainable_variables), vector.flat(vector.averaged_variables(model))
 
-    def metric_names(self) -> list[str]:
-        """Returns the metrics' names; evaluates one batch, in which Keras makes the metrics' variables."""
-        if self._feed is None:
-            return []
-        self._feed.begin(0)
-        self.model.evaluate(self._feed.dataset().take(1), verbose=0)
-        return list(self._named())
+    def take_optimizer(self, replica: Any) -> None:
+        """Takes the state of a rank's optimizer, for callbacks that save the model, but not its rates."""
+        rates = learning_rates(self.model.optimizer)
+        vector.take_rest(self.model, vector.rest_of(replica))
+        set_learning_rates(self.model.optimizer, rates)
+
+    def metric_names(self, are_needed: bool) -> list[str]:
+        """Returns the metrics' names; evaluates one batch, in which Keras makes the metrics' variables.
+
+        Args:
+            are_needed: whether to make the variables without rows for validation, too; there are no names
+                of validation then.
+        """
+        feed = self._feed or (self._training if are_needed else None)
+        if feed is not None:
+            feed.begin(0)
+            self.model.evaluate(feed.dataset().take(1), verbose=0)
+        return [] if self._feed is None else list(self._named())
 
     def evaluate(self) -> np.ndarray | None:
         """Returns the metrics' totals over the rank's rows, shape `(k,)`, float64; None without rows."""

@@ -83,11 +83,12 @@ class Decision:
     Attributes:
         stop: whether the training ends now.
         is_last: whether no round will follow.
-        learning_rate: that of the center's optimizer, which callbacks set; None where it follows a schedule.
+        learning_rates: those of the center's optimizer, which callbacks set, see
+            `hvdkeras.models.optimizers.learning_rates`.
         metrics: the center's, such as `val_loss`.
     """
 
     stop: bool = False
     is_last: bool = False
-    learning_rate: float | None = None
+    learning_rates: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from hvdkeras.data import sources
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
 from hvdkeras.driver import checks
+from hvdkeras.driver.callbacks import Divided, check_monitors, divided
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.launching import launch
 from hvdkeras.driver.layout import laid_out, optionally_laid_out
@@ -80,8 +81,12 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
+    callbacks = divided(configuration.callbacks, configuration.center_callbacks)
+    is_evaluated = request.validation_data is not None or configuration.validation_split is not None
+    check_monitors(callbacks.center, is_evaluated)
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
+    checks.check_moving_average(recipe, algorithm, callbacks.swaps)
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)
@@ -101,7 +106,7 @@ def train(
             algorithm=algorithm,
             recipe=recipe,
             data=data,
-            oversight=_oversight_spec(configuration),
+            oversight=_oversight_spec(configuration, callbacks),
             checkpoint=_checkpoint_spec(configuration, request.resume),
             ensemble=ensemble,
             num_workers=num_workers,
@@ -142,10 +147,12 @@ def _data_spec(
     )
 
 
-def _oversight_spec(configuration: Configuration) -> OversightSpec:
+def _oversight_spec(configuration: Configuration, callbacks: Divided) -> OversightSpec:
     return OversightSpec(
-        callbacks=configuration.callbacks,
-        center_callbacks=configuration.center_callbacks,
+        callbacks=callbacks.ranks,
+        center_callbacks=callbacks.center,
+        evaluates_average=bool(callbacks.swaps),
+        keeps_average=any(swap.swap_on_epoch for swap in callbacks.swaps),
         center_window=configuration.center_window,
         stop_at=configuration.stop_at,
         tensorboard=configuration.tensorboard,

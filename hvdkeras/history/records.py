@@ -24,7 +24,7 @@ class RankHistory:
             epoch. Communication that runs beside computation is not counted.
         telemetry: what the center measured over the whole training, such as the number of exchanges.
         member: the number of the ensemble's member that it trained; 0 without an ensemble.
-        learning_rate: of the rank's optimizer, at the end of each epoch.
+        learning_rate: of the rank's optimizer, at the end of each epoch. Empty where it is made of several.
         staleness: for each epoch, how many updates of other ranks the center took, on average, between two
             exchanges of this one. Empty where ranks exchange together or never.
         distance: for each epoch, the L2 norm of the rank's weights minus the center just before the epoch's
