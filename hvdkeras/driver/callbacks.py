@@ -97,8 +97,8 @@ def check_callback(name: str, callback: Any) -> None:
     if own := [hook for hook in _OF_BATCHES if _is_the_users(type(callback), hook)]:
         raise ValueError(
             f"{kind} must not define {', '.join(own)}: as a {_kind_of(callback)} it runs on the center, "
-            "which has evaluations and no batches. Put what concerns batches into a keras.callbacks.Callback of "
-            f"its own. Received: {callback!r} in {name}"
+            "which has evaluations and no batches. Put what concerns batches into a "
+            f"keras.callbacks.Callback of its own. Received: {callback!r} in {name}"
         )
 
 
