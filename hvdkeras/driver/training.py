@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ def train(
     ensemble: EnsembleSpec | None,
     num_workers: int,
     request: Request,
+    finish: Callable[[Outcome], Any],
 ) -> Outcome:
     """Trains copies of the model.
 
@@ -74,6 +76,7 @@ def train(
         ensemble: what to train instead of one model.
         num_workers: ranks that train.
         request: the user's call.
+        finish: what is done with the outcome. It is tried before the launch, with models that did not train.
 
     Raises:
         ValueError: an argument, a column or the data does not fit; nothing was launched then.
@@ -87,6 +90,8 @@ def train(
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
     checks.check_moving_average(recipe, algorithm, callbacks.swaps)
+    models = [recipe.build() for _ in range(min(2, ensemble.members if ensemble else 1))]
+    finish(Outcome(models, History([], 0.0, 0), recipe))
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)

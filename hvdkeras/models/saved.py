@@ -7,12 +7,12 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from hvdkeras.models.schema import tensors
-from hvdkeras.models.serialization import architecture, model_to_bytes
+from hvdkeras.models.serialization import architecture, model_to_bytes, with_functions
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,23 @@ class Tensor:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A Keras model as the content of a `.keras` file, with what the driver has to know of it."""
+    """A Keras model as the content of a `.keras` file, with what the driver has to know of it.
+
+    Attributes:
+        content: what Keras saves, for a file.
+        inputs: the model's inputs.
+        outputs: the model's outputs.
+        named: the same with names in the place of the functions of Lambda layers, to be loaded; None where
+            `content` is loaded itself. A model that was made in this process so needs no unsafe loading, and
+            its functions keep the globals that they use, which no file holds.
+        functions: these functions by name.
+    """
 
     content: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    named: bytes | None = None
+    functions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> SavedModel:
@@ -44,7 +56,10 @@ class SavedModel:
             ValueError: the model has no known inputs, or shapes that differ from row to row.
         """
         inputs, outputs = (_tensors(model, which) for which in ("inputs", "outputs"))
-        return cls(model_to_bytes(model), inputs, outputs)
+        named, functions = with_functions(model)
+        if not functions:
+            return cls(named, inputs, outputs)
+        return cls(model_to_bytes(model), inputs, outputs, named, functions)
 
     @classmethod
     def from_metadata(cls, content: bytes, metadata: Mapping[str, Any]) -> SavedModel:
@@ -67,6 +82,11 @@ class SavedModel:
             for which in ("inputs", "outputs")
         )
         return cls(content, *read)
+
+    @property
+    def loadable(self) -> bytes:
+        """What `model_from_bytes` loads, with `functions` among its custom objects."""
+        return self.content if self.named is None else self.named
 
     @property
     def metadata(self) -> dict[str, Any]:
