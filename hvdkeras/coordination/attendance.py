@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -10,6 +11,7 @@ from hvdkeras.callbacks.learning_rate import LearningRate
 from hvdkeras.callbacks.position import Position
 from hvdkeras.coordination.messages import Arrival, Decision, Occasion
 from hvdkeras.coordination.participant import Participant
+from hvdkeras.history.values import Value, in_keras_form
 from hvdkeras.models.vector import FlatWeights
 
 
@@ -48,8 +50,8 @@ class Attendance(keras.callbacks.Callback):
         self._learning_rate, self._statistics = learning_rate, statistics
         self._every, self.waits, self._is_due = every, waits, is_due
         self._center_rates = center_rates
-        self._logs: dict[str, float] = {}
-        self._metrics: dict[str, float] = {}
+        self._logs: dict[str, Any] = {}
+        self._metrics: dict[str, Value] = {}
         self.stopped = False
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -66,7 +68,7 @@ class Attendance(keras.callbacks.Callback):
         self._logs = dict(logs or {})
         self._take_part(epoch_ends=True)
         # Callbacks after this one read the center's metrics as they would read those of validation.
-        logs.update(self._metrics)
+        logs.update(in_keras_form(self._metrics))
 
     def ask_for_stop(self) -> None:
         """Asks the coordinator to stop the training."""

@@ -14,6 +14,7 @@ import numpy as np
 from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.messages import Arrival
 from hvdkeras.history.records import Evaluation
+from hvdkeras.history.values import Value, components, in_keras_form, mean
 from hvdkeras.launch.rank import send
 from hvdkeras.models.optimizers import learning_rates, set_learning_rates
 
@@ -71,17 +72,19 @@ class CenterCallbacks:
         """Starts the callbacks.
 
         Raises:
-            ValueError: `stop_at` names a metric that the center does not have.
+            ValueError: `stop_at` names a metric that the center does not have, or one that is a vector.
         """
         # A callback that monitors a metric asks the model's metrics whether they rise, with or without rows
         # for validation.
-        names = self._center.metric_names(self._monitors)
+        names = self._center.first_metrics(self._monitors)
         if unknown := sorted(set(self._stop_at) - set(names)):
-            raise ValueError(f"stop_at must name metrics of the center, {names}. Received: {unknown}")
+            raise ValueError(f"stop_at must name metrics of the center, {list(names)}. Received: {unknown}")
+        if vectors := sorted(name for name in self._stop_at if np.ndim(names[name])):
+            raise ValueError(f"stop_at must name metrics that are one number. Received: {vectors}")
         self._callbacks.on_train_begin()
         self._callbacks.on_epoch_begin(len(self.evaluations))
 
-    def evaluated(self, totals: Sequence[np.ndarray], arrivals: Sequence[Arrival]) -> dict[str, float]:
+    def evaluated(self, totals: Sequence[np.ndarray], arrivals: Sequence[Arrival]) -> dict[str, Value]:
         """Records an evaluation and runs the callbacks on it; returns the center's metrics.
 
         Args:
@@ -89,12 +92,15 @@ class CenterCallbacks:
             arrivals: the newest report of each rank.
         """
         metrics = self._center.metrics(np.sum(totals, axis=0)) if totals else {}
-        logs = {**_mean_logs(arrivals), **metrics}
+        logs = in_keras_form({**_mean_logs(arrivals), **metrics})
         epochs = float(np.mean([arrival.epochs for arrival in arrivals]))
         number = len(self.evaluations)
         self.evaluations.append(Evaluation(epochs, time.monotonic() - self._start, metrics))
         send(self.evaluations[-1])
-        self._callbacks.on_epoch_end(number, logs)
+        for callback in self._callbacks.callbacks:
+            # Keras's TensorBoard takes no vectors.
+            is_board = isinstance(callback, keras.callbacks.TensorBoard)
+            callback.on_epoch_end(number, components(logs) if is_board else logs)
         if (name := reached(metrics, self._stop_at)) is not None:
             logger.info("%s is %g: the training ends (stop_at=%g)", name, metrics[name], self._stop_at[name])
             self._center.model.stop_training = True
@@ -120,13 +126,10 @@ class CenterCallbacks:
         self._callbacks.on_train_end()
 
 
-def _mean_logs(arrivals: Sequence[Arrival]) -> dict[str, float]:
+def _mean_logs(arrivals: Sequence[Arrival]) -> dict[str, Value]:
     """The mean of the ranks' logs, weighted by their rows."""
     arrivals = [each for each in arrivals if each.logs]
     if not arrivals:
         return {}
     rows = [each.rows for each in arrivals]
-    return {
-        name: float(np.average([each.logs[name] for each in arrivals], weights=rows))
-        for name in arrivals[0].logs
-    }
+    return {name: mean([each.logs[name] for each in arrivals], rows) for name in arrivals[0].logs}

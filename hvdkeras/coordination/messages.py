@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
 from hvdkeras.checkpoint.folder import WrittenFile
+from hvdkeras.history.values import Value
 
 
 class Occasion(Enum):
@@ -41,7 +43,7 @@ class Arrival:
     occasion: Occasion
     epochs: float
     statistics: np.ndarray
-    logs: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, Any] = field(default_factory=dict)
     rows: int = 1
 
 
@@ -91,4 +93,4 @@ class Decision:
     stop: bool = False
     is_last: bool = False
     learning_rates: list[float] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Value] = field(default_factory=dict)

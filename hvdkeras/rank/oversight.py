@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from hvdkeras.algorithm import Mode
+from hvdkeras.callbacks.tensorboard import TensorBoard
 from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 from hvdkeras.checkpoint.writer import CheckpointWriter
@@ -198,4 +199,4 @@ class Clock:
 
 def tensorboard(folder: str | None, name: str) -> list[Any]:
     """Returns a callback that writes TensorBoard's logs into `folder/name`; none without a folder."""
-    return [] if folder is None else [keras.callbacks.TensorBoard(f"{folder.rstrip('/')}/{name}")]
+    return [] if folder is None else [TensorBoard(f"{folder.rstrip('/')}/{name}")]

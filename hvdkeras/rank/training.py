@@ -32,7 +32,7 @@ from hvdkeras.models import schema
 from hvdkeras.models.optimizers import uses_moving_average
 from hvdkeras.models.structure import structure
 from hvdkeras.models.vector import rest_of
-from hvdkeras.mpi.collectives import mean
+from hvdkeras.mpi.collectives import broadcast, mean
 from hvdkeras.rank import gradients, resuming
 from hvdkeras.rank.agreement import check_agreement
 from hvdkeras.rank.oversight import Oversight, tensorboard
@@ -90,7 +90,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 return state.write(folder, number, place.comm.rank)
 
             model = spec.recipe.build(steps_per_execution=steps)
-            center_model = CenterModel(model, data.validation_feed(), Feed(rows, spec.data.batch))
+            center_model = _center_model(spec, place, data, model)
             if start.center is not None:
                 center_model.load(start.center.center, start.statistics)
             contents = center.contents if center else lambda: _own_contents(replica)
@@ -108,6 +108,18 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
         history.telemetry = dict(center.telemetry) if center else {}
     evaluations = oversight.evaluations if oversight else []
     return Trained(weights, statistics, evaluations, start.skipped, rest_of(replica.model))
+
+
+def _center_model(spec: TrainingSpec, place: Place, data: RankData, model: Any) -> CenterModel:
+    """The center as a model, evaluated by all ranks, or by rank 0 alone where totals do not add up."""
+    training = Feed(data.training, spec.data.batch)
+    center = CenterModel(model, data.validation_feed(), training)
+    if place.comm.size == 1 or not (spec.data.is_evaluated and center.has_own_metrics):
+        return center
+    adds_up = np.array([place.comm.rank > 0 or center.adds_up()])
+    if broadcast(place.comm, adds_up, spec.timeout, "rank 0 to try the metrics")[0]:
+        return center
+    return CenterModel(model, data.validation_feed(alone=True), training)
 
 
 def _window_steps(spec: TrainingSpec, rows: Rows | DecodedRows) -> int:
