@@ -34,27 +34,7 @@ def stops():
     return model(rate), [keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)]
 
 
-def monitors_training():
-    """A metric of training, whose direction Keras finds out by the model's metrics."""
-    import keras
-
-    class Mine(keras.callbacks.EarlyStopping):
-        pass
-
-    return model(0.1), [Mine("mae", baseline=0.0, patience=2)]
-
-
-def saves():
-    import keras
-
-    return model(0.1), [
-        keras.callbacks.ModelCheckpoint("{folder}/{{epoch}}.keras", save_best_only=True),
-        keras.callbacks.CSVLogger("{folder}/log.csv"),
-        keras.callbacks.TensorBoard("{folder}/logs"),
-    ]
-
-
-def changes_the_rate():
+def saves_and_changes_the_rate():
     import keras
 
     def falling(epoch, rate):
@@ -63,6 +43,9 @@ def changes_the_rate():
     return model(0.1), [
         keras.callbacks.LearningRateScheduler(falling),
         keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=1, min_delta=10.0),
+        keras.callbacks.ModelCheckpoint("{folder}/{{epoch}}.keras", save_best_only=True),
+        keras.callbacks.CSVLogger("{folder}/log.csv"),
+        keras.callbacks.TensorBoard("{folder}/logs"),
     ]
 
 
@@ -82,9 +65,14 @@ def average():
     return model(0.1, use_ema=True, ema_momentum=0.5), []
 
 
-def average_unwatched():
-    """As `average`, without validation on the ranks."""
-    return average()
+def average_watched():
+    """A callback whose metric is one of training: Keras finds out its direction by the model's metrics."""
+    import keras
+
+    class Mine(keras.callbacks.EarlyStopping):
+        pass
+
+    return average()[0], [Mine("mae", patience=EPOCHS)]
 
 
 def average_evaluated():
@@ -105,17 +93,41 @@ def average_kept():
     ]
 
 
+def other_metrics():
+    """A vector, and a dict of what does not add up over parts of the rows."""
+    import keras
+
+    class Largest(keras.metrics.Metric):
+        def __init__(self, name="largest", **kwargs):
+            super().__init__(name=name, **kwargs)
+            self.top = self.add_variable((), "zeros", name="top")
+
+        def update_state(self, truth, predicted, sample_weight=None):
+            self.top.assign(keras.ops.maximum(self.top, keras.ops.max(predicted)))
+
+        def reset_state(self):
+            self.top.assign(0.0)
+
+        def result(self):
+            return {"top": self.top, "twice": 2 * self.top}
+
+    used = model(0.1)
+    used.compile("sgd", "mse", metrics=[keras.metrics.R2Score(class_aggregation=None), Largest()])
+    return used, [keras.callbacks.EarlyStopping("val_top", mode="max", patience=EPOCHS)]
+
+
 CASES = [
+    other_metrics,
     stops,
-    monitors_training,
-    saves,
-    changes_the_rate,
+    saves_and_changes_the_rate,
     several_rates,
     average,
-    average_unwatched,
+    average_watched,
     average_evaluated,
     average_kept,
 ]
+# Those without validation on the ranks.
+UNWATCHED = [average, average_watched]
 
 
 def made(make, folder: Path):
@@ -137,8 +149,6 @@ def state(trained) -> list[np.ndarray]:
 def written(folder: Path) -> dict[str, list]:
     """What callbacks have written: models, tables, the tags of logs."""
     import keras
-    import tensorflow as tf
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # With swap_on_epoch Keras saves the trained weights as their average.
     read = keras.Model.get_weights if folder.name == average_kept.__name__ else state
@@ -146,11 +156,21 @@ def written(folder: Path) -> dict[str, list]:
     for path in sorted(folder.glob("log.csv")):
         found[path.name] = [np.genfromtxt(path, delimiter=",", skip_header=1)]
     for name in ("train", "validation"):
-        for path in sorted(folder.glob(f"logs/{name}/events*")):
-            events = EventAccumulator(str(path)).Reload()
-            for tag in sorted(each for each in events.Tags()["tensors"] if each.startswith("epoch_")):
-                values = [tf.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)]
-                found[f"{name}/{tag}"] = [np.array(values)]
+        for tag, values in graphs(folder / "logs" / name).items():
+            found[f"{name}/{tag}"] = [values]
+    return found
+
+
+def graphs(folder: Path) -> dict[str, np.ndarray]:
+    """What TensorBoard would draw."""
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for path in sorted(folder.glob("events*")):
+        events = EventAccumulator(str(path)).Reload()
+        for tag in sorted(each for each in events.Tags()["tensors"] if each.startswith("epoch_")):
+            found[tag] = np.array([tf.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)])
     return found
 
 
@@ -172,7 +192,8 @@ def by_keras(make, folder: Path) -> tuple:
         verbose=0,
         callbacks=callbacks,
     )
-    return state(used), written(folder), fitted.history["val_loss"], rates(used.optimizer)
+    validation = {name: values for name, values in fitted.history.items() if name.startswith("val_")}
+    return state(used), written(folder), validation, rates(used.optimizer)
 
 
 def by_ranks(algorithm: str, cases: list, num_workers: int, folder: Path) -> list[tuple]:
@@ -191,12 +212,16 @@ def by_ranks(algorithm: str, cases: list, num_workers: int, folder: Path) -> lis
             verbose=0,
             callbacks=callbacks,
             num_workers=num_workers,
+            tensorboard=str(written_to / "board") if make is other_metrics else None,
         )
-        watched = {} if make is average_unwatched else {"validation_data": data()}
+        watched = {} if make in UNWATCHED else {"validation_data": data()}
         trained = trainer.train(data(), **watched)
-        losses = [each.metrics["val_loss"] for each in trainer.history.center]
+        center = trainer.history.center
+        validation = {
+            name: [each.metrics[name] for each in center] for name in (center[-1].metrics if center else ())
+        }
         found = written(written_to) if MPI.COMM_WORLD.rank == 0 else None
-        results.append((state(trained), found, losses, rates(trained.optimizer)))
+        results.append((state(trained), found, validation, rates(trained.optimizer)))
     return results
 
 
@@ -208,16 +233,19 @@ def expected(tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize(
     ("algorithm", "num_workers", "cases"),
-    [("SingleTrainer", 1, [stops, average, average_unwatched]), ("SynchronousSGD", 2, CASES)],
+    [("SingleTrainer", 1, [stops, *UNWATCHED]), ("SynchronousSGD", 2, CASES)],
 )
 def test_callbacks_do_what_they_do_in_keras(on_ranks, tmp_path, expected, algorithm, num_workers, cases):
     results = on_ranks(num_workers, by_ranks, algorithm, cases, num_workers, tmp_path, timeout=300)
     for rank, trained in enumerate(results):
-        for make, (weights, found, losses, ends_with) in zip(cases, trained, strict=True):
-            wanted_weights, wanted_files, wanted_losses, wanted_rates = expected[make.__name__]
+        for make, (weights, found, validation, ends_with) in zip(cases, trained, strict=True):
+            wanted_weights, wanted_files, wanted_metrics, wanted_rates = expected[make.__name__]
             note = f"{make.__name__}, rank {rank}"
-            wanted_losses = [] if make is average_unwatched else wanted_losses
-            np.testing.assert_allclose(losses, wanted_losses, rtol=1e-4, err_msg=note)
+            assert set(validation) == (set() if make in UNWATCHED else set(wanted_metrics)), note
+            for name, values in validation.items():
+                np.testing.assert_allclose(
+                    values, np.array(wanted_metrics[name]), rtol=1e-4, err_msg=note + name
+                )
             np.testing.assert_allclose(ends_with, wanted_rates, rtol=1e-5, err_msg=note)
             for one, other in zip(weights, wanted_weights, strict=True):
                 np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-4, err_msg=note)
@@ -228,3 +256,8 @@ def test_callbacks_do_what_they_do_in_keras(on_ranks, tmp_path, expected, algori
                         np.testing.assert_allclose(
                             one, other, atol=1e-5, rtol=1e-4, err_msg=f"{note}, {name}"
                         )
+    if other_metrics in cases:
+        # Keras's own TensorBoard takes no vectors.
+        drawn = graphs(tmp_path / other_metrics.__name__ / "board" / "center" / "validation")
+        wanted = np.array(expected[other_metrics.__name__][2]["val_r2_score"])
+        np.testing.assert_allclose(drawn["epoch_r2_score_1"], wanted[:, 1], rtol=1e-4)
