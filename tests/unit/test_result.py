@@ -3,9 +3,13 @@
 import io
 
 import keras
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import hvdkeras
+from hvdkeras.data.columns import Column
+from hvdkeras.data.parts import check_outcomes, write_part
 from hvdkeras.history import Evaluation, History, RankHistory
 from hvdkeras.history.progress import Advance, Progress
 from hvdkeras.history.records import SECONDS
@@ -56,3 +60,21 @@ def test_the_progress_shows_vectors():
         progress.on_message(0, Evaluation(1.0, 0.1, {"val_f1": [0.5, 1.0]}))
         progress.on_message(0, Advance(3, 3, {"f1": [0.25, 0.75]}))
     assert "f1 [0.2500 0.7500]  val_f1 [0.5000 1.0000]" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("raw", "rounded"),
+    [
+        (np.array([[1, 2**24 + 1]]), True),
+        (pa.array([[1, -(2**24) - 1]]), True),
+        (np.array([[1, 2**24 - 1]]), False),
+        (np.array([[1.0, 2.0**30]]), False),
+    ],
+)
+def test_integers_that_float32_rounds_warn_once(tmp_path, caplog, raw, rounded):
+    columns = (Column("number", (2,), "float32"),)
+    outcomes = [write_part(str(tmp_path), name, columns, [[raw], [raw]]) for name in ("a", "b")]
+    check_outcomes(columns, outcomes)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == rounded
+    assert all("larger ones of 'number' are rounded" in message for message in messages)
