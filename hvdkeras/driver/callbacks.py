@@ -62,6 +62,8 @@ def divided(callbacks: Sequence[Any], center_callbacks: Sequence[Any]) -> Divide
                 result.center.append(callback)
             else:
                 place.append(callback)
+    if moved := [type(each).__name__ for each in callbacks if _is_of_the_center(each)]:
+        logger.info("%s of callbacks: once, at rank 0, with the center as model", ", ".join(moved))
     return result
 
 

@@ -89,9 +89,9 @@ def train(
     check_monitors(callbacks.center, is_evaluated)
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
-    checks.check_moving_average(recipe, algorithm, callbacks.swaps)
-    models = [recipe.build() for _ in range(min(2, ensemble.members if ensemble else 1))]
-    finish(Outcome(models, History([], 0.0, 0), recipe))
+        checks.check_moving_average(recipe, algorithm, callbacks.swaps)
+        models = [recipe.build() for _ in range(min(2, ensemble.members if ensemble else 1))]
+        finish(Outcome(models, History([], 0.0, 0), recipe))
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)
