@@ -60,8 +60,9 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     Args:
         keras_model: Functional or Sequential model, or a subclassed one that was trained here. Of an input at
             most one axis is open, beside that of the batch; outputs have fixed shapes. Custom layers and
-            functions must be registered with Keras or be among `custom_objects`. A list of models with the
-            same inputs and outputs, an ensemble's members, predicts their mean.
+            functions must be registered with Keras or be among `custom_objects`; those of Lambda layers
+            travel along. A list of models with the same inputs and outputs, an ensemble's members, predicts
+            their mean.
         features_col: column for each of the model's inputs, in their order: a name or a list.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
@@ -144,16 +145,16 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             from_logits=from_logits,
         )
         self._saved = keras_model if isinstance(keras_model, SavedModel) else SavedModel.of(keras_model)
-        self._custom_objects = dict(custom_objects or {})
+        self._custom_objects = {**self._saved.functions, **(custom_objects or {})}
         self._decode = dict(decode or {})
-        self._shipment = Shipment(self._saved.content)
+        self._shipment = Shipment(self._saved.loadable)
         self._forms()
         self._class_names(self.getOrDefault("output_col"), self._saved.outputs[0])
 
     @property
     def keras_model(self) -> Any:
         """The Keras model, not compiled, loaded anew on each access."""
-        return model_from_bytes(self._saved.content, self._custom_objects)
+        return model_from_bytes(self._saved.loadable, self._custom_objects)
 
     def predict(self, dataset: DataFrame) -> DataFrame:
         """Returns `transform(dataset)`; the name is dist-keras's."""
@@ -166,7 +167,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         custom_objects: Mapping[str, Any] | None = None,
         decode: Mapping[str, Callable[[bytes], Any]] | None = None,
     ) -> ModelPredictor:
-        """Loads a predictor. Python code in the model, such as Lambda layers, is refused on the executors.
+        """Loads a predictor. Python code in the file, such as Lambda layers, is refused on the executors.
 
         Args:
             path: folder on any file system that Spark's Hadoop knows.

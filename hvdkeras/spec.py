@@ -53,6 +53,8 @@ class OversightSpec:
     Attributes:
         callbacks: Keras callbacks of every rank.
         center_callbacks: Keras callbacks of the center.
+        evaluates_average: whether the moving average of the weights is evaluated, in the center's place.
+        keeps_average: whether the center's callbacks get it, too.
         center_window: communication windows between two evaluations of the center; None: one an epoch.
         stop_at: metrics of the center and the values at which the training ends.
         tensorboard: a folder for TensorBoard's logs; None without.
@@ -62,6 +64,8 @@ class OversightSpec:
 
     callbacks: Sequence[Any]
     center_callbacks: Sequence[Any]
+    evaluates_average: bool
+    keeps_average: bool
     center_window: int | None
     stop_at: Mapping[str, float]
     tensorboard: str | None

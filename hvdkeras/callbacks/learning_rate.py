@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from hvdkeras.callbacks.position import Position
+from hvdkeras.models.optimizers import learning_rates, set_learning_rates
 
 
 class LearningRate(keras.callbacks.Callback):
@@ -30,10 +31,10 @@ class LearningRate(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         factor = self._factor_at(self._position.epochs_done)
         if factor != self.factor:
-            rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
-            self._optimizer.learning_rate = rate * factor / self.factor
+            rates = [rate * factor / self.factor for rate in learning_rates(self._optimizer)]
+            set_learning_rates(self._optimizer, rates)
             self.factor = factor
 
-    def set(self, learning_rate: float) -> None:
-        """Sets the learning rate that the factor multiplies."""
-        self._optimizer.learning_rate = learning_rate * self.factor
+    def set(self, rates: Sequence[float]) -> None:
+        """Sets the optimizer's learning rates, those that the factor multiplies."""
+        set_learning_rates(self._optimizer, [rate * self.factor for rate in rates])

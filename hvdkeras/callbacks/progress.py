@@ -9,6 +9,7 @@ import keras
 
 from hvdkeras.callbacks.position import Position
 from hvdkeras.history.progress import Advance
+from hvdkeras.history.values import plain
 from hvdkeras.launch import rank
 
 # Between two messages to the driver.
@@ -42,6 +43,6 @@ class ProgressSender(keras.callbacks.Callback):
     def _send(self, logs: dict[str, float] | None) -> None:
         self._sent = time.monotonic()
         position = self._position
-        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        metrics = {name: plain(value) for name, value in (logs or {}).items()}
         rows = position.epoch * position.rows + position.rows_done
         rank.send(Advance(rows, position.rows, metrics, self._member))

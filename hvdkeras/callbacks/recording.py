@@ -11,6 +11,8 @@ import numpy as np
 
 from hvdkeras.callbacks.position import Position
 from hvdkeras.history.records import RankHistory
+from hvdkeras.history.values import Value, mean, plain, text
+from hvdkeras.models.optimizers import learning_rate
 
 logger = logging.getLogger("hvdkeras")
 
@@ -32,14 +34,14 @@ class HistoryRecorder(keras.callbacks.Callback):
         position: Position,
         center: Any,
         verbose: int,
-        running_logs: dict[str, float],
+        running_logs: dict[str, Value],
     ) -> None:
         super().__init__()
         self._history, self._position, self._center, self._verbose = history, position, center, verbose
-        self._logs: dict[str, float] = {}
+        self._logs: dict[str, Any] = {}
         self._before = running_logs
 
-    def running_logs(self) -> dict[str, float]:
+    def running_logs(self) -> dict[str, Value]:
         """Returns the logs of the epoch under way, the part before an interruption included."""
         return self._whole(self._logs)
 
@@ -57,15 +59,16 @@ class HistoryRecorder(keras.callbacks.Callback):
         rows = self._position.rows_done
         history.rows.append(rows)
         for name, value in self._whole(logs or {}).items():
-            history.metrics.setdefault(name, []).append(float(value))
+            history.metrics.setdefault(name, []).append(value)
         self._logs, self._before = {}, {}
         for name, value in zip(history.seconds, [seconds - spent.sum(), *spent], strict=True):
             history.seconds[name].append(float(value))
-        history.learning_rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        if (rate := learning_rate(self.model.optimizer)) is not None:
+            history.learning_rate.append(rate)
         if "staleness_sum" in self._telemetry:
             history.staleness.append(self._increase("staleness_sum") / max(1, self._increase("exchanges")))
         if self._verbose >= 2:
-            values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+            values = "  ".join(f"{name} {text(value)}" for name, value in (logs or {}).items())
             logger.info(
                 "epoch %d/%d  %s  %.0f samples/s",
                 epoch + 1,
@@ -74,16 +77,14 @@ class HistoryRecorder(keras.callbacks.Callback):
                 rows / seconds,
             )
 
-    def _whole(self, logs: dict[str, float]) -> dict[str, float]:
-        """The mean over the epoch of the logs before an interruption and after it."""
+    def _whole(self, logs: dict[str, Any]) -> dict[str, Value]:
+        """The mean over the epoch of the logs before an interruption and after it, as plain data."""
         if not self._before:
-            return dict(logs)
+            return {name: plain(value) for name, value in logs.items()}
         before, now = self._position.rows_before, self._position.rows_done - self._position.rows_before
         if not logs:
             return dict(self._before)
-        return {
-            name: (before * self._before[name] + now * value) / (before + now) for name, value in logs.items()
-        }
+        return {name: mean([self._before[name], value], [before, now]) for name, value in logs.items()}
 
     def _increase(self, name: str) -> float:
         return self._center.telemetry[name] - self._telemetry[name]

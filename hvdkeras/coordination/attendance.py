@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -10,6 +11,7 @@ from hvdkeras.callbacks.learning_rate import LearningRate
 from hvdkeras.callbacks.position import Position
 from hvdkeras.coordination.messages import Arrival, Decision, Occasion
 from hvdkeras.coordination.participant import Participant
+from hvdkeras.history.values import Value, in_keras_form
 from hvdkeras.models.vector import FlatWeights
 
 
@@ -24,7 +26,7 @@ class Attendance(keras.callbacks.Callback):
         every: windows between two evaluations of the center; None for one an epoch.
         waits: whether all ranks report at the same point of their training and wait there for the decision.
         is_due: where ranks wait, returns on all of them alike whether a checkpoint is due at this window.
-        center_rate: the learning rate of the center's optimizer; None where it follows a schedule.
+        center_rates: the learning rates of the center's optimizer.
 
     Attributes:
         waits: as the argument.
@@ -41,15 +43,15 @@ class Attendance(keras.callbacks.Callback):
         every: int | None,
         waits: bool,
         is_due: Callable[[], bool],
-        center_rate: float | None,
+        center_rates: list[float],
     ) -> None:
         super().__init__()
         self._participant, self._position = participant, position
         self._learning_rate, self._statistics = learning_rate, statistics
         self._every, self.waits, self._is_due = every, waits, is_due
-        self._center_rate = center_rate
-        self._logs: dict[str, float] = {}
-        self._metrics: dict[str, float] = {}
+        self._center_rates = center_rates
+        self._logs: dict[str, Any] = {}
+        self._metrics: dict[str, Value] = {}
         self.stopped = False
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -66,7 +68,7 @@ class Attendance(keras.callbacks.Callback):
         self._logs = dict(logs or {})
         self._take_part(epoch_ends=True)
         # Callbacks after this one read the center's metrics as they would read those of validation.
-        logs.update(self._metrics)
+        logs.update(in_keras_form(self._metrics))
 
     def ask_for_stop(self) -> None:
         """Asks the coordinator to stop the training."""
@@ -107,6 +109,6 @@ class Attendance(keras.callbacks.Callback):
         self._metrics = decision.metrics or self._metrics
         if decision.stop:
             self.stopped = self.model.stop_training = True
-        if decision.learning_rate is not None and decision.learning_rate != self._center_rate:
-            self._center_rate = decision.learning_rate
-            self._learning_rate.set(decision.learning_rate)
+        if decision.learning_rates != self._center_rates:
+            self._center_rates = decision.learning_rates
+            self._learning_rate.set(decision.learning_rates)

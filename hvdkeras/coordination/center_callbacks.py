@@ -14,8 +14,9 @@ import numpy as np
 from hvdkeras.coordination.evaluation import CenterModel
 from hvdkeras.coordination.messages import Arrival
 from hvdkeras.history.records import Evaluation
+from hvdkeras.history.values import Value, components, in_keras_form, mean
 from hvdkeras.launch.rank import send
-from hvdkeras.models.optimizers import has_schedule
+from hvdkeras.models.optimizers import learning_rates, set_learning_rates
 from hvdkeras.naming import listed
 
 logger = logging.getLogger("hvdkeras")
@@ -54,13 +55,16 @@ class CenterCallbacks:
         size: int,
         resumed: Mapping[str, Any],
     ) -> None:
-        self._center, self._stop_at = center, stop_at
+        self._center, self._stop_at, self._num_epoch = center, stop_at, num_epoch
         self.evaluations = [Evaluation(**each) for each in resumed.get("evaluations", [])]
         self._start = time.monotonic() - (self.evaluations[-1].seconds if self.evaluations else 0.0)
         model = center.model
         model.stop_training = False
-        if resumed.get("learning_rate") is not None:
-            model.optimizer.learning_rate = resumed["learning_rate"]
+        # Checkpoints of earlier versions have one rate, or None.
+        earlier = [rate for rate in [resumed.get("learning_rate")] if rate is not None]
+        if rates := resumed.get("learning_rates", earlier):
+            set_learning_rates(model.optimizer, rates)
+        self._monitors = any(hasattr(callback, "monitor") for callback in callbacks)
         self._callbacks = keras.callbacks.CallbackList(
             list(callbacks), model=model, epochs=num_epoch, verbose=0, rank=0, num_workers=size
         )
@@ -69,17 +73,21 @@ class CenterCallbacks:
         """Starts the callbacks.
 
         Raises:
-            ValueError: `stop_at` names a metric that the center does not have.
+            ValueError: `stop_at` names a metric that the center does not have, or one that is a vector.
         """
-        names = self._center.metric_names()
+        # A callback that monitors a metric asks the model's metrics whether they rise, with or without rows
+        # for validation.
+        names = self._center.first_metrics(self._monitors)
         if unknown := sorted(set(self._stop_at) - set(names)):
             raise ValueError(
                 f"stop_at must name metrics of the center, {listed(names)}. Received: {listed(unknown)}"
             )
+        if vectors := sorted(name for name in self._stop_at if np.ndim(names[name])):
+            raise ValueError(f"stop_at must name metrics that are one number. Received: {listed(vectors)}")
         self._callbacks.on_train_begin()
         self._callbacks.on_epoch_begin(len(self.evaluations))
 
-    def evaluated(self, totals: Sequence[np.ndarray], arrivals: Sequence[Arrival]) -> dict[str, float]:
+    def evaluated(self, totals: Sequence[np.ndarray], arrivals: Sequence[Arrival]) -> dict[str, Value]:
         """Records an evaluation and runs the callbacks on it; returns the center's metrics.
 
         Args:
@@ -87,16 +95,19 @@ class CenterCallbacks:
             arrivals: the newest report of each rank.
         """
         metrics = self._center.metrics(np.sum(totals, axis=0)) if totals else {}
-        logs = {**_mean_logs(arrivals), **metrics}
+        logs = in_keras_form({**_mean_logs(arrivals), **metrics})
         epochs = float(np.mean([arrival.epochs for arrival in arrivals]))
         number = len(self.evaluations)
         self.evaluations.append(Evaluation(epochs, time.monotonic() - self._start, metrics))
         send(self.evaluations[-1])
-        self._callbacks.on_epoch_end(number, logs)
+        for callback in self._callbacks.callbacks:
+            # Keras's TensorBoard takes no vectors.
+            is_board = isinstance(callback, keras.callbacks.TensorBoard)
+            callback.on_epoch_end(number, components(logs) if is_board else logs)
         if (name := reached(metrics, self._stop_at)) is not None:
             logger.info("%s is %g: the training ends (stop_at=%g)", name, metrics[name], self._stop_at[name])
             self._center.model.stop_training = True
-        if not self.wants_stop:
+        if epochs < self._num_epoch and not self.wants_stop:
             self._callbacks.on_epoch_begin(number + 1)
         return metrics
 
@@ -105,12 +116,9 @@ class CenterCallbacks:
         """Whether a callback, or `stop_at`, ends the training."""
         return bool(self._center.model.stop_training)
 
-    def learning_rate(self) -> float | None:
-        """Returns the learning rate of the center's optimizer; None where it follows a schedule."""
-        optimizer = self._center.model.optimizer
-        if has_schedule(optimizer):
-            return None
-        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    def learning_rates(self) -> list[float]:
+        """Returns the learning rates of the center's optimizer, without those that follow a schedule."""
+        return learning_rates(self._center.model.optimizer)
 
     def manifest(self) -> dict[str, Any]:
         """Returns what a checkpoint must hold of the evaluations."""
@@ -121,13 +129,10 @@ class CenterCallbacks:
         self._callbacks.on_train_end()
 
 
-def _mean_logs(arrivals: Sequence[Arrival]) -> dict[str, float]:
+def _mean_logs(arrivals: Sequence[Arrival]) -> dict[str, Value]:
     """The mean of the ranks' logs, weighted by their rows."""
     arrivals = [each for each in arrivals if each.logs]
     if not arrivals:
         return {}
     rows = [each.rows for each in arrivals]
-    return {
-        name: float(np.average([each.logs[name] for each in arrivals], weights=rows))
-        for name in arrivals[0].logs
-    }
+    return {name: mean([each.logs[name] for each in arrivals], rows) for name in arrivals[0].logs}

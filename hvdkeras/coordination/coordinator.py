@@ -113,7 +113,7 @@ class Coordinator:
             totals = [each.totals for each in contributions if each.totals is not None]
             decision.metrics = self._center.evaluated(totals, list(self._newest.values()))
             self._stopped = decision.stop = self._rank_wants_stop or self._center.wants_stop
-        decision.learning_rate = self._center.learning_rate()
+        decision.learning_rates = self._center.learning_rates()
         if closing.save is not None:
             files = [file for each in contributions for file in each.files]
             self._saver.complete(closing.save, files, self._manifest(decision), closing.evaluate)
@@ -123,7 +123,7 @@ class Coordinator:
         return {
             **self._center.manifest(),
             "num_workers": self._size,
-            "learning_rate": decision.learning_rate,
+            "learning_rates": decision.learning_rates,
             "stopped": self._stopped,
             "evaluated": self._is_evaluated,
             "epochs": max(each.epochs for each in self._newest.values()),

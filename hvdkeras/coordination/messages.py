@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
 from hvdkeras.checkpoint.folder import WrittenFile
+from hvdkeras.history.values import Value
 
 
 class Occasion(Enum):
@@ -41,7 +43,7 @@ class Arrival:
     occasion: Occasion
     epochs: float
     statistics: np.ndarray
-    logs: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, Any] = field(default_factory=dict)
     rows: int = 1
 
 
@@ -83,11 +85,12 @@ class Decision:
     Attributes:
         stop: whether the training ends now.
         is_last: whether no round will follow.
-        learning_rate: that of the center's optimizer, which callbacks set; None where it follows a schedule.
+        learning_rates: those of the center's optimizer, which callbacks set, see
+            `hvdkeras.models.optimizers.learning_rates`.
         metrics: the center's, such as `val_loss`.
     """
 
     stop: bool = False
     is_last: bool = False
-    learning_rate: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    learning_rates: list[float] = field(default_factory=list)
+    metrics: dict[str, Value] = field(default_factory=dict)

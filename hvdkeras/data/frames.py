@@ -148,7 +148,8 @@ def write_partitions(
 
 def _outcome(answer: dict) -> Outcome:
     part = Part(answer["part"]["rows"], tuple(answer["part"]["files"]))
-    return Outcome(part, tuple((number, Problem(**problem)) for number, problem in answer["problems"]))
+    problems = tuple((number, Problem(**problem)) for number, problem in answer["problems"])
+    return Outcome(part, problems, tuple(answer["rounded"]))
 
 
 @contextlib.contextmanager

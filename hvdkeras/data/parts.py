@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from hvdkeras.data import rounding
 from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
 from hvdkeras.data.encoded import EncodedFile, offsets_file
 from hvdkeras.data.ragged import to_bytes
+from hvdkeras.data.rounding import is_rounded
 from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
 from hvdkeras.naming import listed
 
@@ -46,10 +48,12 @@ class Outcome:
     Attributes:
         part: the part. It has no files if it has no rows or its rows can't be used.
         problems: (column's number, the problem of some rows), for each problem found.
+        rounded: numbers of the columns of integers that are rounded.
     """
 
     part: Part
     problems: tuple[tuple[int, Problem], ...] = ()
+    rounded: tuple[int, ...] = ()
 
 
 def block_rows(columns: Sequence[Column]) -> int:
@@ -79,7 +83,7 @@ def write_part(
         names += [offsets_file(file) for file, column in zip(names, columns, strict=True) if column.of_bytes]
         paths = [os.path.join(folder, file) for file in names]
         try:
-            rows, problems = _write_files(paths[: len(columns)], columns, blocks)
+            rows, problems, rounded = _write_files(paths[: len(columns)], columns, blocks)
         except BaseException:
             _unlink(paths)
             raise
@@ -91,13 +95,13 @@ def write_part(
             system, remote = open_filesystem(url)
             for path, file in zip(paths, names, strict=True):
                 upload(path, system, f"{remote}/{file}")
-        return Outcome(Part(rows, tuple(names)))
+        return Outcome(Part(rows, tuple(names)), rounded=tuple(sorted(rounded)))
 
 
 def _write_files(
     paths: Sequence[str], columns: Sequence[Column], blocks: Iterable[Sequence[pa.Array | np.ndarray]]
-) -> tuple[int, dict[tuple[int, str], Problem]]:
-    rows, problems = 0, {}
+) -> tuple[int, dict[tuple[int, str], Problem], set[int]]:
+    rows, problems, rounded = 0, {}, set()
     with contextlib.ExitStack() as files:
         grown = [
             files.enter_context(
@@ -113,13 +117,15 @@ def _write_files(
                 ragged = column.of_bytes and not column.encoded
                 array, found = to_bytes(column, raw) if ragged else convert(column, raw)
                 arrays.append(array)
+                if is_rounded(raw, array):
+                    rounded.add(number)
                 for problem in found:
                     _add(problems, number, replace(problem, row=rows + problem.row))
             rows += len(block[0])
             if not problems:
                 for file, array in zip(grown, arrays, strict=True):
                     file.append(array)
-    return rows, problems
+    return rows, problems, rounded
 
 
 def _add(problems: dict[tuple[int, str], Problem], number: int, problem: Problem) -> None:
@@ -136,7 +142,7 @@ def _unlink(paths: Iterable[str]) -> None:
 
 
 def check_outcomes(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> None:
-    """Raises one error for all problems of the data.
+    """Raises one error for all problems of the data; warns of integers that are rounded.
 
     Args:
         columns: the distinct columns.
@@ -166,6 +172,7 @@ def check_outcomes(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> No
         raise DataError(listed(sentences, "; ", longest=400))
     if not any(outcome.part.rows for outcome in outcomes):
         raise DataError("the data must have at least one row. Received: no rows")
+    rounding.warn({columns[number].name for outcome in outcomes for number in outcome.rounded})
 
 
 def describe(problem: Problem, partition: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,28 @@ def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe
     if algorithm.mode is Mode.GRADIENTS and accumulation > 1:
         check_accumulation(recipe.build(), accumulation)
     return recipe
+
+
+def check_moving_average(recipe: Recipe, algorithm: Algorithm, swaps: Sequence[Any]) -> None:
+    """Raises ValueError where a moving average of weights, `use_ema=True`, would not be that of the result.
+
+    Args:
+        recipe: the model, and its optimizer.
+        algorithm: what trains it.
+        swaps: the SwapEMAWeights among the callbacks.
+    """
+    name = type(algorithm).__name__
+    if algorithm.mode.has_center and recipe.uses_moving_average:
+        raise ValueError(
+            f"worker_optimizer must be without use_ema for {name}: each rank would average its own weights, "
+            "which exchanges change, and the result is the center, which has no moving average. "
+            "SynchronousSGD and SingleTrainer keep one, as Keras. Received: use_ema=True"
+        )
+    if swaps and not recipe.uses_moving_average:
+        raise ValueError(
+            "callbacks must not hold SwapEMAWeights unless the optimizer has use_ema=True. "
+            f"Received: {swaps[0]!r}, use_ema=False"
+        )
 
 
 def _warn_of_rate(own: float | None, learning_rate: float) -> None:

@@ -21,6 +21,7 @@ from hvdkeras.arguments import (
     whole,
 )
 from hvdkeras.data.decoding import Decoder
+from hvdkeras.driver.callbacks import check_callback
 from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
@@ -40,6 +41,7 @@ def _keras_callbacks(name: str, value: Any) -> list[Any]:
     for callback in value or ():
         if not isinstance(callback, keras.callbacks.Callback):
             raise ValueError(f"{name} must hold Keras callbacks. Received: {shown(callback)}")
+        check_callback(name, callback)
     return list(value or ())
 
 
@@ -155,9 +157,11 @@ class Configuration(Declared):
         seed: of the shuffling and of the ranks' random layers.
         validation_split: the part of the rows, drawn by `seed`, that is not trained on: after each epoch the
             ranks evaluate the center on it together. Default: none. `train` takes other data for it.
-        callbacks: Keras callbacks that run on every rank, with the rank's model. Their
-            `params` have `rank` and `num_workers`. The logs of an epoch's end have the center's newest
-            metrics, too.
+        callbacks: Keras callbacks. Those of Keras that decide by metrics or write files (EarlyStopping,
+            ModelCheckpoint, ReduceLROnPlateau, LearningRateScheduler, TensorBoard, CSVLogger, ...), and
+            subclasses of them, run as `center_callbacks`. All others run on every rank, with the rank's
+            model; their `params` have `rank` and `num_workers`, and the logs of an epoch's end have the
+            center's newest metrics, too.
         center_callbacks: Keras callbacks that run once, at rank 0, with the center as their model: after each
             evaluation of the center Keras calls their `on_epoch_end`, with the center's metrics and the mean
             of the ranks' logs. The `model.optimizer.learning_rate` and `model.stop_training` that they set

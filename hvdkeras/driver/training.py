@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from hvdkeras.data import sources
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
 from hvdkeras.driver import checks
+from hvdkeras.driver.callbacks import Divided, check_monitors, divided
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, check_batches, take_batch_size
 from hvdkeras.driver.launching import launch
@@ -65,6 +67,7 @@ def train(
     ensemble: EnsembleSpec | None,
     num_workers: int,
     request: Request,
+    finish: Callable[[Outcome], Any],
 ) -> Outcome:
     """Trains copies of the model.
 
@@ -74,6 +77,7 @@ def train(
         ensemble: what to train instead of one model.
         num_workers: ranks that train.
         request: the user's call.
+        finish: what is done with the outcome. It is tried before the launch, with models that did not train.
 
     Raises:
         ValueError: an argument, a column or the data does not fit; nothing was launched then.
@@ -83,8 +87,14 @@ def train(
     checks.check_request(configuration, request.validation_data, request.resume)
     build_from_data(configuration, request.data)
     take_batch_size(configuration)
+    callbacks = divided(configuration.callbacks, configuration.center_callbacks)
+    is_evaluated = request.validation_data is not None or configuration.validation_split is not None
+    check_monitors(callbacks.center, is_evaluated)
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
+        checks.check_moving_average(recipe, algorithm, callbacks.swaps)
+        models = [recipe.build() for _ in range(min(2, ensemble.members if ensemble else 1))]
+        finish(Outcome(models, History([], 0.0, 0), recipe))
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)
@@ -105,7 +115,7 @@ def train(
             algorithm=algorithm,
             recipe=recipe,
             data=data,
-            oversight=_oversight_spec(configuration),
+            oversight=_oversight_spec(configuration, callbacks),
             checkpoint=_checkpoint_spec(configuration, request.resume),
             ensemble=ensemble,
             num_workers=num_workers,
@@ -160,10 +170,12 @@ def _data_spec(
     )
 
 
-def _oversight_spec(configuration: Configuration) -> OversightSpec:
+def _oversight_spec(configuration: Configuration, callbacks: Divided) -> OversightSpec:
     return OversightSpec(
-        callbacks=configuration.callbacks,
-        center_callbacks=configuration.center_callbacks,
+        callbacks=callbacks.ranks,
+        center_callbacks=callbacks.center,
+        evaluates_average=bool(callbacks.swaps),
+        keeps_average=any(swap.swap_on_epoch for swap in callbacks.swaps),
         center_window=configuration.center_window,
         stop_at=configuration.stop_at,
         tensorboard=configuration.tensorboard,

@@ -11,6 +11,7 @@ import numpy as np
 from hvdkeras.data.store import open_text
 from hvdkeras.history import plot, standard_json, timeline
 from hvdkeras.history.records import MEASURED, Evaluation, RankHistory
+from hvdkeras.history.values import Value, mean
 
 if TYPE_CHECKING:
     import pandas
@@ -80,7 +81,7 @@ class History:
         with open_text(path, "w") as file:
             file.write(text)
 
-    def averaged(self) -> dict[str, list[float]]:
+    def averaged(self) -> dict[str, list[Value]]:
         """Returns each metric's mean over the ranks that trained in an epoch, weighted by their rows."""
         return {
             name: [self._mean(name, epoch) for epoch in range(self._epochs(name))]
@@ -95,11 +96,11 @@ class History:
     def _epochs(self, name: str) -> int:
         return max(len(rank.metrics[name]) for rank in self.ranks)
 
-    def _mean(self, name: str, epoch: int) -> float:
+    def _mean(self, name: str, epoch: int) -> Value:
         """The mean over the ranks that trained in the epoch: asynchronous ranks stop in different ones."""
         present = [rank for rank in self.ranks if len(rank.metrics[name]) > epoch]
         rows = [rank.rows[epoch] for rank in present]
-        return float(np.average([rank.metrics[name][epoch] for rank in present], weights=rows))
+        return mean([rank.metrics[name][epoch] for rank in present], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as dicts, lists and numbers, ready for JSON."""
@@ -142,7 +143,8 @@ class History:
     def plot(self, path: str | None = None) -> Figure:
         """Draws the training: metrics, what else changed from epoch to epoch, and where the time went.
 
-        Each rank has a color. The center's `val_loss` is a dashed line in the panel of `loss`, and so on.
+        Each rank has a color. The center's `val_loss` is a dashed line in the panel of `loss`, and so on. A
+        metric that is a vector is drawn as the mean of its numbers.
 
         Args:
             path: file to write the picture to; its ending chooses the format. Default: none is written.

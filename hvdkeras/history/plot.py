@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvdkeras.history.records import MEASURED, SECONDS, Evaluation, RankHistory
+from hvdkeras.history.values import Value, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def draw(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> Figure:
     for place, name in enumerate([*metrics, *measures]):
         axes = figure.add_subplot(grid[divmod(place, columns)])
         for rank, color in zip(ranks, colors, strict=True):
-            values = getattr(rank, name) if name in measures else rank.metrics.get(name, [])
+            values = getattr(rank, name) if name in measures else _numbers(rank.metrics.get(name, []))
             _draw_line(axes, np.arange(1, len(values) + 1), values, color=color)
         if name in metrics:
             _draw_center(axes, center, name, colors if _is_ensemble(ranks) else ["black"])
@@ -65,6 +66,11 @@ def _metrics(ranks: Sequence[RankHistory], center: Sequence[Evaluation]) -> list
     names = [name for rank in ranks for name in rank.metrics]
     names += [name.removeprefix("val_") for evaluation in center for name in evaluation.metrics]
     return list(dict.fromkeys(names))
+
+
+def _numbers(values: Sequence[Value]) -> list[float]:
+    """A line has one number an epoch, that of a vector is the mean."""
+    return [number(value) for value in values]
 
 
 def _varying(ranks: Sequence[RankHistory]) -> list[str]:
@@ -103,7 +109,7 @@ def _draw_center(axes: Axes, center: Sequence[Evaluation], name: str, colors: Se
         if f"val_{name}" in evaluation.metrics:
             by_member.setdefault(evaluation.member, []).append(evaluation)
     for member, evaluations in by_member.items():
-        values = [evaluation.metrics[f"val_{name}"] for evaluation in evaluations]
+        values = _numbers([evaluation.metrics[f"val_{name}"] for evaluation in evaluations])
         epochs = [evaluation.epoch for evaluation in evaluations]
         _draw_line(axes, epochs, values, color=colors[member], **CENTER)
 

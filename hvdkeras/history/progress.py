@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import numpy as np
 from tqdm import tqdm
 
+from hvdkeras.history import values
 from hvdkeras.history.records import Evaluation
+from hvdkeras.history.values import Value
 from hvdkeras.launch import environment
 
 logger = logging.getLogger("hvdkeras")
@@ -38,7 +39,7 @@ class Advance:
 
     rows: int
     epoch_rows: int
-    metrics: dict[str, float]
+    metrics: dict[str, Value]
     member: int = 0
 
 
@@ -133,7 +134,7 @@ class Totals:
     ended: dict[int, list[Advance]] = field(default_factory=lambda: defaultdict(list))
     resumed: int = 0
 
-    def add(self, rank: int, advance: Advance) -> dict[int, dict[str, float]]:
+    def add(self, rank: int, advance: Advance) -> dict[int, dict[str, Value]]:
         """Adds an advance; returns the mean metrics of an epoch, by its number, once all members ended it."""
         member = rank, advance.member
         if member not in self.newest:
@@ -157,7 +158,7 @@ class Totals:
         return self.num_epoch * known * self.members // max(1, len(self.newest))
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Value]:
         """The newest metrics of training."""
         return _mean(list(self.newest.values()))
 
@@ -169,22 +170,21 @@ class Totals:
         done = min(advance.rows // advance.epoch_rows for advance in self.newest.values())
         return f"epoch {min(done + 1, self.num_epoch)}/{self.num_epoch}"
 
-    def text(self, metrics: dict[str, float]) -> str:
+    def text(self, metrics: dict[str, Value]) -> str:
         """The given metrics as text, followed by those of the newest evaluation."""
         validation = self.evaluation.metrics if self.evaluation else {}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in {**metrics, **validation}.items())
+        text = "  ".join(f"{name} {values.text(value)}" for name, value in {**metrics, **validation}.items())
         # Ranks train on during an evaluation: it may be of an earlier epoch than the metrics beside it.
         return f"{text} (epoch {self.evaluation.epoch:.3g})" if validation else text
 
 
-def _mean(advances: Sequence[Advance]) -> dict[str, float]:
+def _mean(advances: Sequence[Advance]) -> dict[str, Value]:
     names = dict.fromkeys(name for advance in advances for name in advance.metrics)
     return {name: _mean_of(name, [each for each in advances if name in each.metrics]) for name in names}
 
 
-def _mean_of(name: str, advances: Sequence[Advance]) -> float:
-    values, weights = zip(*((each.metrics[name], each.epoch_rows) for each in advances), strict=True)
-    return float(np.average(values, weights=weights))
+def _mean_of(name: str, advances: Sequence[Advance]) -> Value:
+    return values.mean([each.metrics[name] for each in advances], [each.epoch_rows for each in advances])
 
 
 class Bar:
@@ -204,7 +204,7 @@ class Bar:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",
         )
 
-    def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
+    def show(self, totals: Totals, ended: dict[int, dict[str, Value]]) -> None:
         bar, begins = self._bar, totals.rows == totals.resumed
         if begins:
             # Neither the launch nor rows of an earlier launch count for the speed.
@@ -235,7 +235,7 @@ class Lines:
         self._written, self._rows = time.monotonic(), 0
         self._evaluation: Evaluation | None = None
 
-    def show(self, totals: Totals, ended: dict[int, dict[str, float]]) -> None:
+    def show(self, totals: Totals, ended: dict[int, dict[str, Value]]) -> None:
         if totals.rows == totals.resumed:
             self._written, self._rows = time.monotonic(), totals.rows
         for epoch, metrics in ended.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvdkeras.history.history import History
 from hvdkeras.history.records import RankHistory
+from hvdkeras.history.values import Value
 
 
 class HistoryQuestions:
@@ -21,7 +22,7 @@ class HistoryQuestions:
         """Returns the ranks' histories; those of an ensemble's members for `EnsembleTrainer`."""
         return self._recorded("get_history").ranks
 
-    def get_averaged_history(self) -> dict[str, list[float]]:
+    def get_averaged_history(self) -> dict[str, list[Value]]:
         """Returns each metric's mean over the ranks, weighted by their rows; one value an epoch."""
         return self._recorded("get_averaged_history").averaged()
 

@@ -79,7 +79,7 @@ class Scoring:
             raise RuntimeError(
                 f"{self.stage}: the Keras model can't be loaded on the executor. Custom layers and functions "
                 "must be registered with Keras on the driver, or be given as custom_objects, and Lambda "
-                f"layers are not loaded at all. Keras says: {error}"
+                f"layers of a file are not loaded at all. Keras says: {error}"
             ) from error
         _models[self.key] = compiled(model, self.inputs)
         while len(_models) > MODELS_KEPT:

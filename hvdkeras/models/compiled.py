@@ -31,7 +31,7 @@ def check_metrics(metrics: Any) -> None:
     import keras
 
     if isinstance(metrics, str):
-        if metrics not in ("accuracy", "acc", "crossentropy", "ce"):
+        if metrics.lower() not in ("accuracy", "acc"):
             keras.metrics.get(metrics)
     elif isinstance(metrics, Mapping | list | tuple):
         for metric in metrics.values() if isinstance(metrics, Mapping) else metrics:

@@ -13,7 +13,39 @@ from hvdkeras.models.serialization import pack
 
 def has_schedule(optimizer: Any) -> bool:
     """Returns whether an optimizer's learning rate follows a schedule, so that nobody can set it."""
-    return callable(getattr(_innermost(optimizer), "_learning_rate", None))
+    return any(callable(getattr(each, "_learning_rate", None)) for each in _innermost(optimizer))
+
+
+def learning_rate(optimizer: Any) -> float | None:
+    """Returns an optimizer's learning rate now; None where it has several, or none, as a MultiOptimizer."""
+    rates = [each.learning_rate for each in _innermost(optimizer) if hasattr(each, "learning_rate")]
+    return _number(rates[0]) if len(rates) == 1 else None
+
+
+def learning_rates(optimizer: Any) -> list[float]:
+    """Returns the rates of an optimizer, or of those that it is made of, that no schedule sets."""
+    return [_number(each.learning_rate) for each in _settable(optimizer)]
+
+
+def set_learning_rates(optimizer: Any, rates: Sequence[float]) -> None:
+    """Sets what `learning_rates` returned."""
+    for each, rate in zip(_settable(optimizer), rates, strict=True):
+        each.learning_rate = rate
+
+
+def uses_moving_average(optimizer: Any) -> bool:
+    """Returns whether an optimizer keeps a moving average of the weights, Keras's `use_ema`."""
+    return any(getattr(each, "use_ema", False) for each in _innermost(optimizer))
+
+
+def moving_averages(model: Any) -> list[Any]:
+    """Returns for each variable that trains its moving average, or itself where the optimizer keeps none."""
+    averages = {}
+    for each in _innermost(model.optimizer):
+        if getattr(each, "use_ema", False):
+            pairs = zip(each._trainable_variables, each._model_variables_moving_average, strict=True)
+            averages.update({id(variable): average for variable, average in pairs if average is not None})
+    return [averages.get(id(variable), variable) for variable in model.trainable_variables]
 
 
 def optimizers_of(model: Any) -> list[Any]:
@@ -99,6 +131,11 @@ class PackedOptimizer:
         rate = config.get("inner_optimizer", {}).get("config", config).get("learning_rate")
         return rate if isinstance(rate, float) else None
 
+    @property
+    def uses_moving_average(self) -> bool:
+        """Whether it, or one that it wraps, has `use_ema` in its configuration."""
+        return _holds(self.packed.config, "use_ema")
+
     @classmethod
     def of(cls, optimizer: Any, model: Any) -> PackedOptimizer:
         """Packs an optimizer for a copy of the model.
@@ -158,15 +195,34 @@ class PackedOptimizer:
             yield "the optimizer's state"
 
 
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer itself, without the loss scaling around it."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+def _innermost(optimizer: Any) -> list[Any]:
+    """The optimizer itself, without the loss scaling around it, or those that it is made of."""
+    parts = _parts(optimizer)
+    return [each for each in parts if not (hasattr(each, "inner_optimizer") or hasattr(each, "optimizers"))]
+
+
+def _settable(optimizer: Any) -> list[Any]:
+    parts = _innermost(optimizer)
+    return [each for each in parts if hasattr(each, "learning_rate") and not has_schedule(each)]
+
+
+def _number(rate: Any) -> float:
+    import keras
+
+    return float(keras.ops.convert_to_numpy(rate))
 
 
 def _parts(optimizer: Any) -> list[Any]:
     """An optimizer and all that it wraps: that with loss scaling, those among which variables are divided."""
     wrapped = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
     return [optimizer, *(part for each in wrapped if each is not None for part in _parts(each))]
+
+
+def _holds(config: Any, flag: str) -> bool:
+    """Whether a flag is set anywhere in a configuration."""
+    if isinstance(config, Mapping):
+        return config.get(flag) is True or any(_holds(each, flag) for each in config.values())
+    return isinstance(config, list | tuple) and any(_holds(each, flag) for each in config)
 
 
 def _nameless(packed: Any) -> dict[str, Any]:

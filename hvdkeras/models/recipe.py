@@ -112,6 +112,12 @@ class Recipe:
         recipe.compare(model, copy)
         return recipe
 
+    @property
+    def uses_moving_average(self) -> bool:
+        """Whether an optimizer keeps a moving average of the weights, Keras's `use_ema`."""
+        own = [] if self.optimizer is None else [self.optimizer]
+        return any(each.uses_moving_average for each in [*own, *self.others])
+
     def build(self, steps_per_execution: int = 1, rank: int | None = None, fresh: bool = False) -> Any:
         """Returns a compiled copy of the model.
 

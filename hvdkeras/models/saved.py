@@ -7,12 +7,12 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from hvdkeras.models.schema import fixed_batch, tensors
-from hvdkeras.models.serialization import architecture, model_to_bytes
+from hvdkeras.models.serialization import architecture, model_to_bytes, with_functions
 from hvdkeras.models.signature import functional, signature_of
 
 # Assumed numbers in a row of strings or of any length, for the planning of memory: 4 KB.
@@ -59,16 +59,22 @@ class SavedModel:
     """A Keras model as the content of a `.keras` file, with what the driver has to know of it.
 
     Attributes:
-        content: the file.
+        content: what Keras saves, for a file.
         inputs: the inputs, in the model's order.
         outputs: the outputs, in the model's order.
         batch: the batch size that the model's Input has; None where it is open.
+        named: the same with names in the place of the functions of Lambda layers, to be loaded; None where
+            `content` is loaded itself. A model that was made in this process so needs no unsafe loading, and
+            its functions keep the globals that they use, which no file holds.
+        functions: these functions by name.
     """
 
     content: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     batch: int | None = None
+    named: bytes | None = None
+    functions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> SavedModel:
@@ -81,7 +87,11 @@ class SavedModel:
         if signature_of(model) is not None:
             model = functional(model)
         inputs, outputs = (_tensors(model, which) for which in ("inputs", "outputs"))
-        return cls(model_to_bytes(model), inputs, outputs, fixed_batch(model))
+        batch = fixed_batch(model)
+        named, functions = with_functions(model)
+        if not functions:
+            return cls(named, inputs, outputs, batch)
+        return cls(model_to_bytes(model), inputs, outputs, batch, named, functions)
 
     @classmethod
     def from_metadata(cls, content: bytes, metadata: Mapping[str, Any]) -> SavedModel:
@@ -104,6 +114,11 @@ class SavedModel:
             for which in ("inputs", "outputs")
         )
         return cls(content, *read, metadata.get("batch"))
+
+    @property
+    def loadable(self) -> bytes:
+        """What `model_from_bytes` loads, with `functions` among its custom objects."""
+        return self.content if self.named is None else self.named
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from hvdkeras.algorithm import Mode
+from hvdkeras.callbacks.tensorboard import TensorBoard
 from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 from hvdkeras.checkpoint.writer import CheckpointWriter
@@ -22,6 +23,8 @@ from hvdkeras.coordination.messages import Contribution, Round
 from hvdkeras.coordination.participant import Participant
 from hvdkeras.coordination.stop_agreement import StopAgreement
 from hvdkeras.history.records import Evaluation
+from hvdkeras.models.optimizers import learning_rates, moving_averages
+from hvdkeras.models.vector import flat
 from hvdkeras.mpi.collectives import broadcast
 from hvdkeras.mpi.mailbox import Mailbox
 from hvdkeras.rank.place import Place
@@ -76,16 +79,18 @@ class Oversight:
             facts: what a checkpoint must share with the training that resumes it.
         """
         comm, timeout = self._place.comm, self._spec.timeout
-        coordinator, rates = None, (0.0, 0.0)
+        coordinator = None
+        before = after = learning_rates(self._center.model.optimizer)
         if comm.rank == 0:
             self._center_callbacks = self._made_center_callbacks(start)
-            before = self._center_callbacks.learning_rate()
+            before = self._center_callbacks.learning_rates()
             self._center_callbacks.begin()
-            rates = (before, self._center_callbacks.learning_rate())
+            after = self._center_callbacks.learning_rates()
             coordinator = self._made_coordinator(folder, start, facts)
-        before, rate = _rank_0s_rates(comm, rates, timeout)
-        if rate != before:
-            self._replica.learning_rate.set(rate)
+        shared = np.array([before, after], float)
+        before, after = broadcast(comm, shared, timeout, "rank 0 to begin").tolist()
+        if after != before:
+            self._replica.learning_rate.set(after)
         participant = Participant(
             Mailbox(comm, timeout),
             comm.size,
@@ -101,15 +106,23 @@ class Oversight:
             every=self._spec.oversight.center_window,
             waits=self._waits,
             is_due=self._all_know_due,
-            center_rate=rate,
+            center_rates=after,
         )
         return [self._attendance, *users, StopAgreement(self._attendance, comm, timeout)]
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Ends the rounds; rank 0 returns the center's `vectors`, as the callbacks have left them."""
+    def finish(self, final: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ends the rounds; rank 0 returns the center's `vectors`, as the callbacks have left them.
+
+        Args:
+            final: the weights that Keras puts in the place of those that trained, before callbacks end: a
+                moving average. None without one.
+        """
         self._attendance.finish()
         if self._center_callbacks is None:
             return None
+        if final is not None:
+            _, statistics = self._center.vectors()
+            self._center.load(final, statistics)
         self._center_callbacks.end()
         return self._center.vectors()
 
@@ -149,8 +162,15 @@ class Oversight:
         if not round_.evaluate:
             return Contribution(None, files)
         trainable = self._contents().center if round_.center is None else round_.center
-        self._center.load(trainable, round_.statistics)
-        return Contribution(self._center.evaluate(), files)
+        oversight, model = self._spec.oversight, self._replica.model
+        evaluated = flat(moving_averages(model)) if oversight.evaluates_average else trainable
+        self._center.load(evaluated, round_.statistics)
+        totals = self._center.evaluate()
+        if oversight.evaluates_average and not oversight.keeps_average:
+            self._center.load(trainable, round_.statistics)
+        if self._center_callbacks and oversight.center_callbacks:
+            self._center.take_optimizer(model)
+        return Contribution(totals, files)
 
     def _is_due(self) -> bool:
         return self._clock is not None and self._clock.is_due()
@@ -179,10 +199,4 @@ class Clock:
 
 def tensorboard(folder: str | None, name: str) -> list[Any]:
     """Returns a callback that writes TensorBoard's logs into `folder/name`; none without a folder."""
-    return [] if folder is None else [keras.callbacks.TensorBoard(f"{folder.rstrip('/')}/{name}")]
-
-
-def _rank_0s_rates(comm: Any, rates: tuple[float | None, float | None], timeout: float) -> list[float | None]:
-    """Rank 0's learning rate before and after its callbacks began; None where it follows a schedule."""
-    shared = broadcast(comm, np.array(rates, float), timeout, "rank 0 to begin")
-    return [None if np.isnan(rate) else float(rate) for rate in shared]
+    return [] if folder is None else [TensorBoard(f"{folder.rstrip('/')}/{name}")]

@@ -36,14 +36,18 @@ class RankData:
         rows = Rows(data.shards, part, parts, data.batch_size, seed, data.shuffle, chosen)
         self.training = self._decoded(rows)
 
-    def validation_feed(self) -> Feed | None:
-        """Returns this rank's share of the rows to evaluate on; None where it has none."""
+    def validation_feed(self, alone: bool = False) -> Feed | None:
+        """Returns this rank's share of the rows to evaluate on; None where it has none.
+
+        Args:
+            alone: whether rank 0 has all of them.
+        """
         data, comm = self._data, self._place.comm
         if not data.is_evaluated:
             return None
         shards = data.validation or data.shards
         total = shards.rows if self._held_out is None else len(self._held_out)
-        sharing = min(comm.size, total)
+        sharing = 1 if alone else min(comm.size, total)
         if comm.rank >= sharing:
             return None
         rows = Rows(shards, comm.rank, sharing, data.batch_size, data.seed, False, self._held_out)

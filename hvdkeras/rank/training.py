@@ -18,6 +18,7 @@ from hvdkeras.callbacks.exchange import Exchange
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.callbacks.progress import ProgressSender
 from hvdkeras.callbacks.recording import HistoryRecorder
+from hvdkeras.callbacks.trained_weights import TrainedWeights
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.replicated import ReplicatedCenter
 from hvdkeras.center.window import WindowCenter
@@ -28,9 +29,10 @@ from hvdkeras.data.rows import Rows
 from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import rank
 from hvdkeras.models import schema
+from hvdkeras.models.optimizers import uses_moving_average
 from hvdkeras.models.structure import structure
 from hvdkeras.models.vector import rest_of
-from hvdkeras.mpi.collectives import mean
+from hvdkeras.mpi.collectives import broadcast, mean
 from hvdkeras.rank import gradients, resuming
 from hvdkeras.rank.agreement import check_agreement
 from hvdkeras.rank.oversight import Oversight, tensorboard
@@ -88,7 +90,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 return state.write(folder, number, place.comm.rank)
 
             model = spec.recipe.build(steps_per_execution=steps)
-            center_model = CenterModel(model, data.validation_feed())
+            center_model = _center_model(spec, place, data, model)
             if start.center is not None:
                 center_model.load(start.center.center, start.statistics)
             contents = center.contents if center else lambda: _own_contents(replica)
@@ -100,11 +102,24 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
             }
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
         measures = _measures(spec, replica, center, exchange)
-        _fit(spec, replica, rows, [*measures, recorder, *callbacks], bool(start.manifest.get("stopped")))
-        weights, statistics = _result(spec, place, replica, center, oversight)
+        is_over = bool(start.manifest.get("stopped"))
+        final = _fit(spec, replica, rows, [*measures, recorder, *callbacks], is_over)
+        weights, statistics = _result(spec, place, replica, center, oversight, final)
         history.telemetry = dict(center.telemetry) if center else {}
     evaluations = oversight.evaluations if oversight else []
     return Trained(weights, statistics, evaluations, start.skipped, rest_of(replica.model))
+
+
+def _center_model(spec: TrainingSpec, place: Place, data: RankData, model: Any) -> CenterModel:
+    """The center as a model, evaluated by all ranks, or by rank 0 alone where totals do not add up."""
+    training = Feed(data.training, spec.data.batch)
+    center = CenterModel(model, data.validation_feed(), training)
+    if place.comm.size == 1 or not (spec.data.is_evaluated and center.has_own_metrics):
+        return center
+    adds_up = np.array([place.comm.rank > 0 or center.adds_up()])
+    if broadcast(place.comm, adds_up, spec.timeout, "rank 0 to try the metrics")[0]:
+        return center
+    return CenterModel(model, data.validation_feed(alone=True), training)
 
 
 def _window_steps(spec: TrainingSpec, rows: Rows | DecodedRows) -> int:
@@ -178,7 +193,12 @@ def _measures(spec: TrainingSpec, replica: Replica, center: Any, exchange: Excha
 
 def _fit(
     spec: TrainingSpec, replica: Replica, rows: Rows | DecodedRows, callbacks: list[Any], is_over: bool
-) -> None:
+) -> np.ndarray | None:
+    """Trains; returns the moving average of the weights, where the optimizer keeps one."""
+    trained = TrainedWeights(replica.weights)
+    keeps_average = uses_moving_average(replica.model.optimizer)
+    if keeps_average:
+        callbacks = [*callbacks, trained]
     epochs, position, model = spec.num_epoch, replica.position, replica.model
     feed = Feed(rows, spec.data.batch, position.epoch, position.first_step)
     with warnings.catch_warnings():
@@ -202,19 +222,31 @@ def _fit(
                 num_workers=spec.num_workers,
             ),
         )
+    if not keeps_average:
+        return None
+    # At its end `fit` puts the average in the weights' place. Rounds that follow concern those that trained.
+    final = replica.weights.read()
+    trained.restore()
+    return final
 
 
 def _result(
-    spec: TrainingSpec, place: Place, replica: Replica, center: Any, oversight: Oversight | None
+    spec: TrainingSpec,
+    place: Place,
+    replica: Replica,
+    center: Any,
+    oversight: Oversight | None,
+    final: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The trained weights and averaged variables, once all ranks have contributed theirs."""
     _check_agreement(spec, place, replica, center)
-    from_callbacks = oversight.finish() if oversight else None
+    from_callbacks = oversight.finish(final) if oversight else None
     if spec.algorithm.mode is Mode.ASYNCHRONOUS:
         center.finish()
     if oversight:
+        # Only rank 0's are the result.
         return from_callbacks or (replica.weights.read(), replica.statistics.read())
-    weights = center.pull() if center else replica.weights.read()
+    weights = center.pull() if center else replica.weights.read() if final is None else final
     what = "the averaged variables of the other ranks"
     return weights, mean(place.comm, replica.statistics.read(), spec.timeout, what)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hvdkeras.algorithm import Algorithm, check_contract
@@ -67,17 +68,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             ValueError: if an argument, a column or the data does not fit; nothing was launched then.
             TrainingError: if a rank failed.
         """
-        check_contract(self)
-        self.check_together()  # arguments may have been set since the construction
-        num_workers = checks.number_of_workers(self.num_workers, self.default_workers)
-        self.check(num_workers)
-        request = training.Request(data, shuffle, validation_data, resume)
-        outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request)
-        self.history = outcome.history
-        return self.result(outcome)
+        return self._trained(training.Request(data, shuffle, validation_data, resume), self.result)
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> Trainer:
-        """Returns a copy in which params have the values in `extra`, as a grid of `CrossValidator` gives
+        """Returns a copy in which params have the values in `extra`, as `CrossValidator` makes of a grid.
 
         Raises:
             ValueError: a value does not fit; or `learning_rate` is among them and is not the optimizer's, so
@@ -108,7 +102,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         return None
 
     def result(self, outcome: training.Outcome) -> Any:
-        """Returns what `train` returns, made from the outcome of the training."""
+        """Returns what `train` returns, made from the outcome of the training.
+
+        It is called before the training, too, with models that did not train: what it raises is known then.
+        """
         return outcome.models[0]
 
     def algorithm(self) -> Algorithm:
@@ -131,13 +128,28 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         build_from_data(self, dataset)
         features = schema.input_columns(self.keras_model, self.features_col)
         shapes = input_shapes(self, dataset)
-        trained = self.train(dataset)
-        return ModelPredictor(
-            closed(trained, shapes),
-            features_col=features,
-            output_col=self.output_col,
-            custom_objects={**own_parts(self.keras_model), **(self.custom_objects or {})},
-            decode={name: function for name, function in self.decode.items() if name in features},
-            padding={name: number for name, number in self.padding.items() if name in features},
-            nan_cols=self.nan_cols,
-        )
+
+        def predictor(outcome: training.Outcome) -> ModelPredictor:
+            made = ModelPredictor(
+                closed(self.result(outcome), shapes),
+                features_col=features,
+                output_col=self.output_col,
+                custom_objects={**own_parts(self.keras_model), **(self.custom_objects or {})},
+                decode={name: function for name, function in self.decode.items() if name in features},
+                padding={name: number for name, number in self.padding.items() if name in features},
+                nan_cols=self.nan_cols,
+            )
+            _ = made.keras_model  # the executors must be able to load it
+            return made
+
+        return self._trained(training.Request(dataset, False, None, False), predictor)
+
+    def _trained(self, request: training.Request, finish: Callable[[training.Outcome], Any]) -> Any:
+        """Trains; returns what `finish`, which is tried before, makes of the outcome."""
+        check_contract(self)
+        self.check_together()  # arguments may have been set since the construction
+        num_workers = checks.number_of_workers(self.num_workers, self.default_workers)
+        self.check(num_workers)
+        outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request, finish)
+        self.history = outcome.history
+        return finish(outcome)

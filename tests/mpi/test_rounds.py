@@ -78,7 +78,7 @@ def stop_early(algorithm: str, num_workers: int) -> list[int]:
     import keras
 
     stopping = keras.callbacks.EarlyStopping("val_loss", min_delta=100.0, patience=2)
-    used, _ = train(algorithm, num_workers, {"center_callbacks": [stopping], "num_epoch": 50}, held_out=True)
+    used, _ = train(algorithm, num_workers, {"callbacks": [stopping], "num_epoch": 50}, held_out=True)
     return [len(rank.rows) for rank in used.history.ranks], len(used.history.center)
 
 

@@ -308,10 +308,16 @@ def test_custom_objects(keras, data, values):
         unknown.transform(data).collect()
 
 
-def test_lambdas_are_not_loaded(keras, data):
-    model = keras.Sequential([keras.Input((SIZE,)), keras.layers.Lambda(lambda x: x)])
-    with pytest.raises(Exception, match="Lambda layers are not loaded at all"):
-        ModelPredictor(model, "array").transform(data).collect()
+def test_lambdas_of_this_process_work_and_those_of_a_file_are_not_loaded(keras, data, values, tmp_path):
+    factor = 0.5
+    model = keras.Sequential([keras.Input((SIZE,)), keras.layers.Lambda(lambda x: factor * x)])
+    made = ModelPredictor(model, "array")
+    np.testing.assert_allclose(collected(made.transform(data)), values / 2, rtol=1e-6)
+    np.testing.assert_allclose(made.keras_model.predict(values, verbose=0), values / 2, rtol=1e-6)
+    made.save(str(tmp_path / "predictor"))
+    keras.models.load_model(tmp_path / "predictor" / "model.keras", safe_mode=False)
+    with pytest.raises(Exception, match="Lambda layers of a file are not loaded at all"):
+        ModelPredictor.load(str(tmp_path / "predictor")).transform(data).collect()
 
 
 def test_damaged_files_are_refused(spark, model, tmp_path):

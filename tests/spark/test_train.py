@@ -75,7 +75,10 @@ def test_sparse_and_dense_vectors_give_the_same_model(dataframe):
 
 def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
     b, a = keras.Input((64,), name="b"), keras.Input((1,), name="a")
-    kind = keras.layers.Dense(10, "softmax")(keras.layers.Concatenate()([a, b]))
+    one = 1.0
+    # A function with a variable of its surroundings: no file holds it, the fitted model has it nevertheless.
+    joined = keras.layers.Lambda(lambda numbers: one * numbers)(keras.layers.Concatenate()([a, b]))
+    kind = keras.layers.Dense(10, "softmax")(joined)
     trainer = hvdkeras.EASGD(
         keras.Model({"b": b, "a": a}, {"kind": kind}),
         features_col={"a": "bias", "b": "dense"},
@@ -89,7 +92,9 @@ def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
     weight = F.when(F.col("label") < 5, 1.0).otherwise(0.0)
     weighted = dataframe.withColumn("bias", F.lit(1.0)).withColumn("weight", weight)
     trainer.num_epoch, trainer.learning_rate = 5, 0.1
-    rows = trainer.fit(weighted).transform(weighted).select("label", "prediction").collect()
+    fitted = trainer.fit(weighted)
+    assert fitted.keras_model.count_params() == 660
+    rows = fitted.transform(weighted).select("label", "prediction").collect()
     predicted = np.array([np.argmax(row.prediction) for row in rows])
     labels = np.array([row.label for row in rows])
     assert np.mean(predicted == labels) < 0.55
