@@ -112,8 +112,8 @@ class Center:
         self.wants_stop = self.wants_stop or self.evaluations == self.stops_at
         return {"val_loss": float(self.evaluations)}
 
-    def learning_rate(self):
-        return None
+    def learning_rates(self):
+        return []
 
 
 def no_weights():

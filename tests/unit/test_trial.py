@@ -93,7 +93,7 @@ def test_labels_that_are_nan_must_be_masked(launched):
     labels[35, 1] = np.nan
     with pytest.raises(Launched):
         train(linear(), masked, {"features": rows(4), "label": labels})
-    with pytest.raises(DataError, match=r"columns \['label'\] must hold finite.*or the loss must mask.*nan"):
+    with pytest.raises(DataError, match=r"columns label must hold finite.*unless the loss masks.*nan"):
         train(linear(), difference, {"features": rows(4), "label": labels})
     with pytest.raises(DataError, match=r"'label' must hold 3 finite numbers.*row 35: nan"):
         train(linear(), "mae", {"features": rows(4), "label": labels})
@@ -203,7 +203,7 @@ def test_keras_gets_a_whole_dict_of_losses(launched):
     data = {"features": rows(4), "label": rows(1)}
     with pytest.raises(Launched):
         train(outputs(lambda a, b: [a, b]), {"a": "mse"}, data, loss_weights={"a": 2.0}, metrics={"a": "mae"})
-    with pytest.raises(ValueError, match=r"output that has a loss, of \['a', 'b'\]. Received: \['c'\]"):
+    with pytest.raises(ValueError, match=r"output that has a loss, of a, b. Received: .*c"):
         train(outputs(lambda a, b: [a, b]), {"c": "mse"}, data)
 
 
