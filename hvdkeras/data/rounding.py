@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hvdkeras.data.raw import is_list, plain_type
+from hvdkeras.naming import listed
 
 logger = logging.getLogger("hvdkeras")
 
@@ -37,5 +38,5 @@ def warn(names: Iterable[str]) -> None:
             "float32 holds integers exactly up to %d only, and larger ones of %s are rounded: give the model "
             "an Input of integers, or scale or index the column",
             LARGEST,
-            ", ".join(map(repr, names)),
+            listed(map(repr, names)),
         )
