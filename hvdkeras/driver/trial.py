@@ -31,7 +31,7 @@ logger = logging.getLogger("hvdkeras")
 # Few, so that large models take seconds on a CPU; a number that is rarely an axis of labels or outputs, for
 # which the rows' axis could be taken by broadcasting.
 _ROWS = 5
-# Where labels may be NaN, the rows are chosen among so many, of at most so many bytes.
+# Where values may be NaN, the rows are chosen among so many, of at most so many bytes.
 _CHOICE, _CHOICE_BYTES = 1000, 4 << 20
 _REASON = 600
 
@@ -46,8 +46,8 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
         data: what the ranks get.
 
     Raises:
-        DataError: a step raises, or labels that are NaN make the loss NaN; the message has the columns'
-            shapes and dtypes, and Keras's reason.
+        DataError: a step raises, with the columns' shapes and dtypes and Keras's reason; or NaN among the
+            values makes the loss NaN.
     """
     import tensorflow as tf
 
@@ -110,7 +110,7 @@ def _batch_size(model: Any, data: DataSpec) -> int:
 
 
 def _some_rows(shards: Shards, data: DataSpec, count: int) -> tuple[Sequence[Column], list[np.ndarray]]:
-    """The first rows of the data, of which those with NaN among the labels come first."""
+    """The first rows of the data, of which those with NaN come first."""
     may_miss = any(column.nan for column in shards.columns)
     among = min(_CHOICE, _CHOICE_BYTES // row_bytes(shards.distinct)) if may_miss else count
     among = min(max(count, among), shards.rows)
