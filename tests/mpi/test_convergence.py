@@ -14,7 +14,7 @@ ASYNCHRONOUS = ["AsynchronousEASGD", "EAMSGD", "DOWNPOUR", "AdaptiveDOWNPOUR", "
     [
         (1, digits.ALGORITHMS),
         (2, digits.ALGORITHMS),
-        (3, digits.ALGORITHMS),
+        (3, [name for name in digits.ALGORITHMS if name not in ASYNCHRONOUS]),
         (4, ASYNCHRONOUS),
     ],
 )
