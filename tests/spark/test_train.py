@@ -163,9 +163,13 @@ def test_a_store_that_cannot_be_written_is_named(dataframe, tmp_path):
 def test_a_layer_that_raises_on_a_rank_is_one_error(dataframe):
     class Raises(keras.layers.Layer):
         def call(self, inputs):
+            import os
+
             import tensorflow as tf
 
             def fail(values):
+                if "OMPI_COMM_WORLD_RANK" not in os.environ:
+                    return values  # the driver tries a step first
                 raise RuntimeError("on purpose")
 
             return tf.ensure_shape(tf.numpy_function(fail, [inputs], tf.float32), (None, 64))
