@@ -67,7 +67,7 @@ def clear_away() -> None:
     Path(tempfile.gettempdir(), sessions, "keep").mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (Path(tempfile.gettempdir()), SHARED_MEMORY):
         for path in _owned(folder, f"{PREFIX}*", now):
-            if not _locked(path):
+            if not is_locked(path):
                 shutil.rmtree(path, ignore_errors=True)
     segments = list(_owned(SHARED_MEMORY, f"vader_segment.{socket.gethostname()}.{os.getuid()}.*", now))
     segments += _owned(SHARED_MEMORY, f"osc_sm.{socket.gethostname()}.*", now)
@@ -104,7 +104,7 @@ def _owned(folder: Path, pattern: str, now: float) -> list[Path]:
     return found
 
 
-def _locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a living job holds the lock of a directory."""
     with suppress(OSError):
         path = Path((path / "sessions").read_text())

@@ -14,11 +14,35 @@ from hvdkeras.data.columns import Column, Form
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.raw import as_lists, is_list, is_number, plain_type
 from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
+from hvdkeras.naming import listed
 
 
 def is_dataframe(data: Any) -> bool:
     """Returns whether `data` is a Spark DataFrame, without importing Spark."""
     return hasattr(data, "sparkSession")
+
+
+def by_column(data: Any) -> Any:
+    """Returns a pandas DataFrame as a dict of arrays by column name; other data as it is.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
+    if not hasattr(data, "iloc"):
+        return data
+    names = [str(name) for name in data.columns]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"a pandas DataFrame's columns must have different names. Received: {listed(twice)}")
+    return {name: _as_numpy(data.iloc[:, number]) for number, name in enumerate(names)}
+
+
+def _as_numpy(column: Any) -> np.ndarray:
+    # Only pandas's own nullable types have it; as objects their numbers would not be recognized.
+    kind = getattr(column.dtype, "numpy_dtype", None)
+    if kind is None or kind.kind not in "fiub":
+        return column.to_numpy()
+    return column.to_numpy(np.float64, na_value=np.nan) if column.hasnans else column.to_numpy(kind)
 
 
 def write(data: Any, columns: Sequence[Column], store: str | None) -> Shards:
@@ -126,6 +150,6 @@ def check_kind(data: Any) -> None:
     """Raises ValueError unless `data` is of a kind that `train` takes."""
     if not is_dataframe(data) and not isinstance(data, Shards | Mapping | str | os.PathLike):
         raise ValueError(
-            "data must be a Spark DataFrame, a dict of NumPy arrays by column name, the path of Parquet "
-            f"files, or Shards. Received: {type(data).__name__}"
+            "data must be a Spark or pandas DataFrame, a dict of NumPy arrays by column name, the path of "
+            f"Parquet files, or Shards. Received: {type(data).__name__}"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvdkeras.algorithm import Algorithm, check_contract
 from hvdkeras.arguments import declared_arguments
+from hvdkeras.data import sources
 from hvdkeras.driver import checks, training
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, closed, input_shapes
@@ -43,10 +44,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         """Trains a copy of the model.
 
         Args:
-            data: a Spark DataFrame (ranks run on the executors); or, with ranks on this machine, a dict of
-                NumPy arrays by column name, the path of Parquet files, or `Shards` that were written
-                before. In a script that runs under `horovodrun` or `mpirun` nothing is launched: each
-                rank of the job takes its part, and all get the result.
+            data: a Spark DataFrame (ranks run on the executors); or, with ranks on this machine, a pandas
+                DataFrame, a dict of NumPy arrays by column name, the path of Parquet files, or `Shards` that
+                were written before. In a script that runs under `horovodrun` or `mpirun` nothing is launched:
+                each rank of the job takes its part, and all get the result.
             shuffle: False: each rank keeps its share of the rows and visits them in a new order each
                 epoch. True: each epoch deals all rows out anew.
             validation_data: more data, of one of these kinds, on which the ranks together evaluate the
@@ -68,6 +69,7 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             ValueError: if an argument, a column or the data does not fit; nothing was launched then.
             TrainingError: if a rank failed.
         """
+        data, validation_data = sources.by_column(data), sources.by_column(validation_data)
         return self._trained(training.Request(data, shuffle, validation_data, resume), self.result)
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> Trainer:
@@ -125,6 +127,7 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
         from hvdkeras.predictors import ModelPredictor
 
+        dataset = sources.by_column(dataset)
         build_from_data(self, dataset)
         features = schema.input_columns(self.keras_model, self.features_col)
         shapes = input_shapes(self, dataset)

@@ -21,8 +21,9 @@ BOX = Path(__file__).with_name("box.py")
 
 
 def files() -> set[str]:
-    """What launches keep in temporary folders and in shared memory."""
+    """What launches have left in temporary folders and in shared memory, without those that still run."""
     found = Path(tempfile.gettempdir()).glob(f"{remains.PREFIX}*")
+    found = [path for path in found if not remains.is_locked(path)]
     return {*map(str, found), *orphans()}
 
 

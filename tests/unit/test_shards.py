@@ -4,11 +4,12 @@ import os
 import pickle
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hvdkeras.data import parts, store
+from hvdkeras.data import parts, sources, store
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_arrays, write_parquet
@@ -105,6 +106,19 @@ def test_shards_are_small_and_pickle():
     assert len(pickle.dumps(shards)) < 1000
     assert pickle.loads(pickle.dumps(shards)) == shards
     shards.remove()
+
+
+def test_a_pandas_dataframe_is_its_columns():
+    frame = pd.DataFrame({"x": list(np.arange(20.0).reshape(10, 2)), "y": pd.array(range(10), "Int64")})
+    shards = sources.write(sources.by_column(frame), COLUMNS, None)
+    for received, wanted in zip(all_rows(shards), data(10).values(), strict=True):
+        np.testing.assert_array_equal(received, wanted)
+    shards.remove()
+    frame.loc[3, "y"] = None
+    with pytest.raises(DataError, match=r"'y' must hold .*NaN.*row 3"):
+        sources.write(sources.by_column(frame), COLUMNS, None)
+    with pytest.raises(ValueError, match="different names. Received: x$"):
+        sources.by_column(pd.DataFrame(np.zeros((2, 3)), columns=["x", "y", "x"]))
 
 
 def test_a_column_that_serves_twice_is_stored_once():
