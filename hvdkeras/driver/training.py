@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hvdkeras.algorithm import Algorithm
+from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.data import sources
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
@@ -110,7 +110,7 @@ def train(
         check_batches(configuration, recipe, *_dealt(num_workers, ensemble, rows, split, validation))
         checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
         data = _data_spec(configuration, shards, split, validation, request.shuffle)
-        local.once(try_out, recipe, data)
+        local.once(try_out, recipe, data, algorithm.mode is Mode.GRADIENTS)
         spec = TrainingSpec(
             algorithm=algorithm,
             recipe=recipe,

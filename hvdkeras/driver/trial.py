@@ -21,6 +21,7 @@ from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards
 from hvdkeras.models import schema
+from hvdkeras.models.optimizers import HiddenOptimizerError, hidden_refused
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.targets import nested
 from hvdkeras.naming import listed
@@ -36,7 +37,7 @@ _CHOICE, _CHOICE_BYTES = 1000, 4 << 20
 _REASON = 600
 
 
-def try_out(recipe: Recipe, data: DataSpec) -> None:
+def try_out(recipe: Recipe, data: DataSpec, averages_gradients: bool) -> None:
     """Runs a training step of a copy of the model on the data's first rows, and a step of evaluation.
 
     The user's own model, and the random state of this process, are as before.
@@ -44,8 +45,11 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
     Args:
         recipe: of the model.
         data: what the ranks get.
+        averages_gradients: whether ranks average the gradients of all optimizers that the step applies.
 
     Raises:
+        HiddenOptimizerError: they can't average those of one. Where they need not, nothing is tried, because
+            that optimizer would learn from the trial.
         DataError: a step raises, with the columns' shapes and dtypes and Keras's reason; or NaN among the
             values makes the loss NaN.
     """
@@ -56,7 +60,12 @@ def try_out(recipe: Recipe, data: DataSpec) -> None:
         model = recipe.build()
         columns, arrays = _some_rows(data.shards, data, _batch_size(model, data))
         try:
-            logs = _step(model, data, columns, arrays)
+            with hidden_refused(model):
+                logs = _step(model, data, columns, arrays)
+        except HiddenOptimizerError:
+            if averages_gradients:
+                raise
+            return
         except tf.errors.OpError as error:
             if not _is_of_the_cpu(error):
                 raise _error(model, data, columns, arrays, error) from error

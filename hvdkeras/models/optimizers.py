@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,39 @@ def optimizers_of(model: Any) -> list[Any]:
 
     collect([getattr(model, "optimizer", None), vars(model)])
     return list(found.values())
+
+
+class HiddenOptimizerError(ValueError):
+    """A model's train_step applies an optimizer that is no attribute of the model."""
+
+
+@contextmanager
+def others_refused(is_allowed: Callable[[Any], bool]) -> Iterator[None]:
+    """While it is open, an optimizer raises HiddenOptimizerError when it is applied and is not allowed."""
+    import keras
+
+    kind, original = keras.optimizers.Optimizer, keras.optimizers.Optimizer.apply
+
+    def apply(optimizer: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        if not is_allowed(optimizer):
+            raise HiddenOptimizerError(
+                "the model's train_step must apply only optimizers that are attributes of the model, whose "
+                f"gradients can be averaged over the ranks. Received: {type(optimizer).__name__} "
+                f"{optimizer.name!r}"
+            )
+        return original(optimizer, grads, trainable_variables)
+
+    kind.apply = apply
+    try:
+        yield
+    finally:
+        kind.apply = original
+
+
+def hidden_refused(model: Any) -> Any:
+    """Returns `others_refused` for all but a model's own optimizers."""
+    own = {id(part) for optimizer in optimizers_of(model) for part in _parts(optimizer)}
+    return others_refused(lambda optimizer: id(optimizer) in own)
 
 
 def check_accumulation(model: Any, accumulation: int) -> None:

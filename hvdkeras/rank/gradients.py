@@ -6,11 +6,9 @@ is given the mean gradient, so that clipping, loss scaling, constraints and movi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
@@ -19,7 +17,7 @@ from hvdkeras.algorithm import GradientAveraging
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
 from hvdkeras.launch import gpu
-from hvdkeras.models.optimizers import check_accumulation, optimizers_of
+from hvdkeras.models.optimizers import check_accumulation, optimizers_of, others_refused
 from hvdkeras.mpi.collectives import gathered
 from hvdkeras.mpi.waiting import wait
 from hvdkeras.rank.batches import Batches
@@ -97,7 +95,7 @@ def join(model: Any, batches: Batches, losses: JoinedLosses, total: Total, accum
     own_step = model.train_step
 
     def train_step(*arguments: Any) -> Any:
-        with losses.corrected(), _only(averaged):
+        with losses.corrected(), others_refused(lambda _: any(each.applying for each in averaged)):
             logs = own_step(*arguments)
         batches.step.assign_add(1)
         return logs
@@ -176,27 +174,6 @@ class AveragedGradients:
             self._apply(means, variables)
         finally:
             self.applying = False
-
-
-@contextlib.contextmanager
-def _only(averaged: Sequence[AveragedGradients]) -> Iterator[None]:
-    """While it is open, an optimizer whose gradients nobody averages raises when it is applied."""
-    kind, original = keras.optimizers.Optimizer, keras.optimizers.Optimizer.apply
-
-    def apply(optimizer: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        if not any(each.applying for each in averaged):
-            raise ValueError(
-                "the model's train_step must apply only optimizers that are attributes of the model, whose "
-                f"gradients can be averaged over the ranks. Received: {type(optimizer).__name__} "
-                f"{optimizer.name!r}"
-            )
-        return original(optimizer, grads, trainable_variables)
-
-    kind.apply = apply
-    try:
-        yield
-    finally:
-        kind.apply = original
 
 
 def over_mpi(comm: MPI.Comm, timeout: float, compression: str | None) -> Total:

@@ -239,3 +239,26 @@ def test_values_that_are_allowed_are_no_problem():
     void = Column("y", (), "int32", classes=3, ignored=255)
     np.testing.assert_array_equal(convert(void, pa.array([0, 255, 2]))[0], [0, 255, 2])
     assert convert(void, pa.array([0, 255, 3, 254]))[1] == [Problem("values out of range", 2, 2, "3")]
+
+
+def test_an_optimizer_that_only_a_step_knows_is_found_before_the_launch(launched):
+    hidden = keras.optimizers.Adam(0.5)
+
+    class Hiding(keras.Model):
+        def train_step(self, batch):
+            logs = super().train_step(batch)
+            bias = self.layers[-1].bias
+            hidden.apply([bias.value], [bias])
+            return logs
+
+    inputs = keras.Input((4,))
+    model = Hiding(inputs, keras.layers.Dense(2)(inputs))
+    arguments = {"loss": "mse", "verbose": 0, "custom_objects": {"Hiding": Hiding}}
+    data = {"features": rows(4), "label": rows(2)}
+    message = "must apply only optimizers that are attributes of the model.*Received: Adam"
+    with pytest.raises(ValueError, match=message):
+        hvdkeras.SynchronousSGD(model, **arguments).train(data)
+    # Ranks that do not average gradients may have it; a trial would have taught it.
+    with pytest.raises(Launched):
+        hvdkeras.EASGD(model, communication_window=1, **arguments).train(data)
+    assert not hidden.built
