@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pyarrow import fs
 
+from hvdkeras.data.room import room
 from hvdkeras.data.store import joined, local_path, normalized, open_filesystem
 from hvdkeras.history import standard_json
 
@@ -207,7 +208,7 @@ class CheckpointFolder:
     @contextmanager
     def _output(self, path: str) -> Iterator[BinaryIO]:
         try:
-            with self._system.open_output_stream(path) as stream:
+            with room(self.url, name="checkpoint"), self._system.open_output_stream(path) as stream:
                 yield stream
         except OSError as error:
             raise OSError(f"the checkpoint file {path} can't be written: {error}") from error

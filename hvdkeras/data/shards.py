@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from hvdkeras.data.columns import Column, DataError, check_names, check_type
+from hvdkeras.data.columns import Column, DataError, check_names, check_type, row_bytes
 from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
 from hvdkeras.data.ragged import check_rows
+from hvdkeras.data.room import room
 from hvdkeras.data.store import joined, normalized, open_filesystem
 from hvdkeras.naming import listed, shown
 
@@ -153,7 +154,7 @@ def write_arrays(
     blocks = (
         [source[start : start + step] for source in sources] for start in range(0, len(sources[0]), step)
     )
-    with _new_folder(store) as url:
+    with _new_folder(store, _bytes(distinct, len(sources[0]))) as url:
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
@@ -213,7 +214,7 @@ def write_parquet(
         fragment_readahead=1,
     )
     blocks = ([batch.column(name) for name in names] for batch in scanner.to_batches())
-    with _new_folder(store) as url:
+    with _new_folder(store, _bytes(distinct, data.count_rows())) as url:
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
@@ -252,8 +253,8 @@ def write_dataframe(
 
 
 @contextlib.contextmanager
-def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
-    """Makes a new folder for shards, and deletes it if the block raises."""
+def _new_folder(store: str | os.PathLike | None, needed: int | None = None) -> Iterator[str]:
+    """Makes a new folder for shards of `needed` bytes, and deletes it if the block raises."""
     if store is None:
         url = tempfile.mkdtemp(prefix="hvdkeras-")
     else:
@@ -268,10 +269,16 @@ def _new_folder(store: str | os.PathLike | None) -> Iterator[str]:
             f"store must be a folder or URL that can be written. Received: {store!r} ({error})"
         ) from error
     try:
-        yield url
+        with room(url, needed):
+            yield url
     except BaseException:
         _delete(url)
         raise
+
+
+def _bytes(columns: Sequence[Column], rows: int) -> int | None:
+    """What rows take in the shards; None where they are of any length."""
+    return None if any(column.of_bytes for column in columns) else rows * row_bytes(columns)
 
 
 def _finish(url: str, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> Shards:

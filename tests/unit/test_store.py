@@ -1,12 +1,16 @@
 """Files and folders behind local paths and URLs."""
 
 import os
+import subprocess
 import uuid
 
 import numpy as np
 import pytest
 
+from hvdkeras.checkpoint.folder import CheckpointFolder
 from hvdkeras.data import store
+from hvdkeras.data.columns import Column
+from hvdkeras.data.shards import write_arrays
 from hvdkeras.data.store import joined, map_file, normalized, open_filesystem, open_text
 
 TEXT = "one line\nzwei Wörter\r\n\n"
@@ -83,3 +87,37 @@ def test_mapped_files_keep_no_descriptor(tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= before + 1
     np.testing.assert_array_equal(mapped[-1], rows)
     assert not mapped[0].flags.writeable
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 256 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("NOT TESTED ON A FULL DISK: no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_store_without_room_is_refused_before_anything_is_written(full_disk):
+    column = Column("x", (100,), "float32")
+    message = "store must have room .* with 2[0-9,]{6} bytes free; the data needs 400,000 bytes"
+    with pytest.raises(OSError, match=message):
+        write_arrays({"x": np.zeros((1000, 100), np.float32)}, (column,), full_disk)
+    assert list(full_disk.iterdir()) == []
+
+
+# NumPy has a file of its own that it can't end, either.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_store_whose_room_ends_is_named(full_disk):
+    column = Column("x", (), "uint8", encoded=True)
+    with pytest.raises(OSError, match="store must have room .* which had 2[0-9,]{6} bytes free before"):
+        write_arrays({"x": [os.urandom(100_000) for _ in range(10)]}, (column,), full_disk)
+    assert list(full_disk.iterdir()) == []
+    folder = CheckpointFolder(str(full_disk / "run"))
+    folder.make()
+    folder.create(1)
+    with pytest.raises(OSError, match="center.npz can't be written: .*checkpoint must have room .* free"):
+        folder.write_arrays(1, "center.npz", {"center": np.zeros(100_000, np.float32)})
