@@ -98,5 +98,3 @@ def test_columns_that_do_not_fit_decode(spark, dataframe):
     strings = dataframe.selectExpr("base64(image) as image", "label")
     with pytest.raises(DataError, match="'image' must hold bytes, for decode. Received: string"):
         write_dataframe(strings, COLUMNS)
-    with pytest.raises(ValueError, match="decode must be left out for fit"):
-        trainer("EASGD", decode={"image": to_array}).fit(dataframe)
