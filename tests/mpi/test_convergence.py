@@ -26,8 +26,8 @@ def test_every_algorithm_reaches_the_single_trainers_accuracy(on_ranks, size, al
     assert aim > 0.95
     missed = [name for name, (value, _) in results.items() if value < aim]
     if missed and set(missed) <= set(ASYNCHRONOUS):
-        # Their results depend on which rank comes when. One training in seven of DynSGD on four ranks, more than
-        # this machine may have cores, is a row or two short of the aim.
+        # Their results depend on which rank comes when: on two cores one training in seven of DynSGD on four
+        # ranks is a row short of the aim.
         again, *_ = on_ranks(size, digits.train_all, missed, size, timeout=280)
         missed = [name for name, (value, _) in again.items() if value < aim]
     assert missed == []
