@@ -24,7 +24,8 @@ def files() -> set[str]:
     """What launches have left in temporary folders and in shared memory, without those that still run."""
     found = Path(tempfile.gettempdir()).glob(f"{remains.PREFIX}*")
     found = [path for path in found if not remains.is_locked(path)]
-    return {*map(str, found), *orphans()}
+    shared = [name for name in orphans() if not remains.is_locked(remains.SHARED_MEMORY / name)]
+    return {*map(str, found), *shared}
 
 
 @pytest.fixture
