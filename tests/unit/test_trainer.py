@@ -169,7 +169,7 @@ def test_what_travels_to_ranks_is_small_and_has_the_weights():
 
 @pytest.mark.parametrize("data", [3, None, [1, 2]])
 def test_unknown_data_is_refused(data):
-    with pytest.raises(ValueError, match="data must be a Spark DataFrame.*Received"):
+    with pytest.raises(ValueError, match="data must be a Spark or pandas DataFrame.*Received"):
         hvdkeras.SingleTrainer(model(), loss="mse").train(data)
 
 
