@@ -43,12 +43,14 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
 def first_values(df: DataFrame, names: Sequence[str]) -> list[Any] | None:
     """Returns the columns' values in a row that has nulls in none of them; None if there is no such row."""
     row = df.select(*(functions.col(_quoted(name)) for name in names)).dropna().first()
-    if row is None:
-        return None
-    return [
-        bytes(value) if isinstance(value, bytearray) else getattr(value, "toArray", lambda v=value: v)()
-        for value in row
-    ]
+    return None if row is None else list(map(_plain, row))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row as NumPy and Arrow take it: vectors as arrays."""
+    if isinstance(value, bytearray):
+        return bytes(value)
+    return value.toArray() if hasattr(value, "toArray") else value
 
 
 def _expression(column: Column, field: StructField) -> SparkColumn:
@@ -102,8 +104,7 @@ def first_row(df: DataFrame, names: Sequence[str]) -> dict[str, pa.Array]:
     row = df.select(*(functions.col(_quoted(name)).alias(name) for name in names)).first()
     if row is None:
         return {name: pa.array([], kind) for name, kind in types.items()}
-    values = {name: getattr(row[name], "toArray", lambda name=name: row[name])() for name in names}
-    return {name: pa.array([values[name]], kind) for name, kind in types.items()}
+    return {name: pa.array([_plain(row[name])], kind) for name, kind in types.items()}
 
 
 def _quoted(name: str) -> str:

@@ -37,9 +37,7 @@ def build_from_data(configuration: Configuration, data: Any) -> None:
         return
     by_input = configuration.features_col
     columns = list(by_input.values()) if isinstance(by_input, Mapping) else schema.as_list(by_input)
-    row = first_row(data, columns)
-    for name in row.keys() & configuration.decode.keys():
-        row[name] = np.asarray(configuration.decode[name](row[name]))
+    row = _first_row(configuration, data, columns)
     names = list(by_input) if isinstance(by_input, Mapping) else columns
     each = [_row_shape(name, row[column]) for name, column in zip(names, columns, strict=True)]
     described: Nested = each if len(each) > 1 else each[0]
@@ -85,9 +83,7 @@ def decided(configuration: Configuration, data: Any, columns: Sequence[Column]) 
             replace(each, shape=stored[each.name]) if each.is_open and each.name in stored else each
             for each in columns
         )
-    row = first_row(data, names)
-    for name in row.keys() & configuration.decode.keys():
-        row[name] = np.asarray(configuration.decode[name](row[name]))
+    row = _first_row(configuration, data, names)
     return tuple(
         replace(column, shape=_closed(column, row[column.name])) if column.is_open else column
         for column in columns
@@ -220,11 +216,18 @@ def _takes_any_batch(recipe: Recipe, rows: int) -> bool:
     return all(len(output) == rows for output in keras.tree.flatten(outputs))
 
 
-def _closed(column: Column, value: Any) -> tuple[int | None, ...]:
+def _first_row(configuration: Configuration, data: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A row of the data as arrays: bytes as decoded, or as the numbers that they are."""
+    row = first_row(data, names)
+    for name, value in row.items():
+        if name in configuration.decode:
+            value = configuration.decode[name](value)
+        row[name] = np.asarray(np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value)
+    return row
+
+
+def _closed(column: Column, value: np.ndarray) -> tuple[int | None, ...]:
     """The column's shape with the lengths that a row of the data has."""
-    if isinstance(value, bytes):
-        value = np.frombuffer(value, np.uint8)
-    value = np.asarray(value)
     shape = column.shape
     if column.padding is not None:
         shape = (len(value), *shape[1:])
@@ -245,11 +248,8 @@ def _closed(column: Column, value: Any) -> tuple[int | None, ...]:
     return closed if column.padding is None else (None, *closed[1:])
 
 
-def _row_shape(name: str, value: Any) -> RowShape:
+def _row_shape(name: str, value: np.ndarray) -> RowShape:
     """Describes an input by its value in a row."""
-    if isinstance(value, bytes):
-        value = np.frombuffer(value, np.uint8)
-    value = np.asarray(value)
     kinds = {"f": "float32", "U": "string", "S": "string", "O": "string"}
     dtype = kinds.get(value.dtype.kind, str(value.dtype))
     # Keras takes no slash in a name.

@@ -7,6 +7,7 @@ they can be computed is seen when they are, on a few rows, before a training is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,16 +80,9 @@ def label_column(name: str, shape: Shape, loss: Any, form: Form | None) -> Colum
 
 def _shape(output: Shape, row: tuple[int, ...]) -> Shape:
     if None not in output:
-        return output if _size(row) == _size(output) else row
+        return output if math.prod(row) == math.prod(output) else row
     # Where the output's first axis is open, so is that of the labels.
     return (None, *row[1:]) if row and output[0] is None else row
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
 
 
 def _resolved(loss: Any) -> Any:

@@ -6,13 +6,13 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from hvdkeras.models.schema import fixed_batch, tensors
-from hvdkeras.models.serialization import architecture, model_to_bytes, with_functions
+from hvdkeras.models.serialization import architecture, model_to_bytes, texts_of, with_functions
 from hvdkeras.models.signature import functional, signature_of
 
 # Assumed numbers in a row of strings or of any length, for the planning of memory: 4 KB.
@@ -131,17 +131,7 @@ class SavedModel:
     @cached_property
     def registered_names(self) -> set[str]:
         """Names under which the model's own layers and functions are registered with Keras."""
-        return set(_registered(architecture(self.content)))
-
-
-def _registered(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if isinstance(config.get("registered_name"), str):
-            yield config["registered_name"]
-        config = list(config.values())
-    if isinstance(config, list):
-        for item in config:
-            yield from _registered(item)
+        return set(texts_of(architecture(self.content), "registered_name"))
 
 
 def _tensors(model: Any, which: str) -> tuple[Tensor, ...]:

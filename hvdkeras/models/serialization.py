@@ -49,6 +49,17 @@ def architecture(content: bytes) -> dict[str, Any]:
         return json.loads(file.read("config.json"))
 
 
+def texts_of(config: Any, key: str) -> Iterator[str]:
+    """Yields the texts that a key has anywhere in a configuration, outermost first."""
+    if isinstance(config, dict):
+        if isinstance(config.get(key), str):
+            yield config[key]
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from texts_of(item, key)
+
+
 def with_functions(model: Any) -> tuple[bytes, dict[str, Callable[..., Any]]]:
     """Returns a model as bytes, and by name the functions of its Lambda layers.
 

@@ -74,7 +74,7 @@ def sign(model: Any, described: Nested) -> None:
     """
     import keras
 
-    inputs = _map(lambda one: keras.Input(one.shape, dtype=one.dtype, name=one.name), described)
+    inputs = _inputs(described)
     outputs = model(inputs)
     if not has_inputs(model):
         # Without their history, or the model would keep itself alive.
@@ -86,18 +86,19 @@ def functional(model: Any) -> Any:
     """Returns a signed model as a Functional one, which has it as a layer and shares its weights."""
     import keras
 
-    inputs = _map(
-        lambda one: keras.Input(one.shape, dtype=one.dtype, name=one.name), _signatures[model].described
-    )
+    inputs = _inputs(_signatures[model].described)
     return keras.Model(inputs, model(inputs), name=f"{model.name}_functional")
 
 
-def _map(function: Any, nested: Nested) -> Any:
-    if isinstance(nested, Mapping):
-        return {name: function(one) for name, one in nested.items()}
-    if isinstance(nested, list | tuple):
-        return [function(one) for one in nested]
-    return function(nested)
+def _inputs(described: Nested) -> Any:
+    """Symbolic inputs in the nesting of their descriptions."""
+    import keras
+
+    if isinstance(described, Mapping):
+        return {name: _inputs(one) for name, one in described.items()}
+    if isinstance(described, list | tuple):
+        return [_inputs(one) for one in described]
+    return keras.Input(described.shape, dtype=described.dtype, name=described.name)
 
 
 def _bare(tensor: Any) -> Any:

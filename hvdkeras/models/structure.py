@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hvdkeras.models.serialization import architecture
+from hvdkeras.models.serialization import architecture, texts_of
 
 # Numbers of objects, and shapes that follow from the rest.
 _IGNORED = ("name", "shared_object_id", "build_config", "compile_config")
@@ -15,7 +15,7 @@ def structure(content: bytes) -> Any:
     """Returns the configuration that a `.keras` file holds, with layers by number instead of by name."""
     config = architecture(content)
     numbers: dict[str, str] = {}
-    for name in _names(config):
+    for name in texts_of(config, "name"):
         numbers.setdefault(name, f"layer {len(numbers)}")
     return _numbered(config, numbers)
 
@@ -38,16 +38,6 @@ def structural_differences(model: Any, other: Any, where: str = "model") -> Iter
         yield f"{where} has {len(model)} entries instead of {len(other)}"
     elif model != other:
         yield f"{where} is {model!r} instead of {other!r}"
-
-
-def _names(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if isinstance(config.get("name"), str):
-            yield config["name"]
-        config = list(config.values())
-    if isinstance(config, list):
-        for item in config:
-            yield from _names(item)
 
 
 def _numbered(config: Any, numbers: dict[str, str]) -> Any:

@@ -24,6 +24,7 @@ from hvdkeras.coordination.participant import Participant
 from hvdkeras.coordination.stop_agreement import StopAgreement
 from hvdkeras.history.records import Evaluation
 from hvdkeras.models.optimizers import learning_rates, moving_averages
+from hvdkeras.models.structure import structure
 from hvdkeras.models.vector import flat
 from hvdkeras.mpi.collectives import broadcast
 from hvdkeras.mpi.mailbox import Mailbox
@@ -145,7 +146,8 @@ class Oversight:
     def _made_coordinator(self, folder: CheckpointFolder | None, start: Start, facts: dict) -> Coordinator:
         saver, checkpoint = None, self._spec.checkpoint
         if folder is not None:
-            writer = CheckpointWriter(folder, checkpoint.kept, facts)
+            model = structure(self._spec.recipe.content)
+            writer = CheckpointWriter(folder, checkpoint.kept, {**facts, "model": model})
             saver = CenterSaver(writer, self._center, self._contents)
         return Coordinator(
             self._place.comm.size,

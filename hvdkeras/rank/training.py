@@ -30,7 +30,6 @@ from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import rank
 from hvdkeras.models import schema
 from hvdkeras.models.optimizers import uses_moving_average
-from hvdkeras.models.structure import structure
 from hvdkeras.models.vector import rest_of
 from hvdkeras.mpi.collectives import broadcast, mean
 from hvdkeras.rank import gradients, resuming
@@ -95,11 +94,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 center_model.load(start.center.center, start.statistics)
             contents = center.contents if center else lambda: _own_contents(replica)
             oversight = Oversight(spec, place, replica, center_model, contents)
-            facts = {
-                "algorithm": type(spec.algorithm).__name__,
-                "model": structure(spec.recipe.content),
-                "order": order,
-            }
+            facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
         measures = _measures(spec, replica, center, exchange)
         is_over = bool(start.manifest.get("stopped"))
