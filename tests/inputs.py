@@ -108,6 +108,20 @@ def raw_bytes():
     return model, IMAGES, IMAGES, {}
 
 
+def doubles():
+    import keras
+
+    numbers = NUMBERS.astype(float)
+    return keras_model(keras.Input((4,), dtype="float64"), keras.layers.Dense(3)), numbers, numbers, {}
+
+
+def halves():
+    import keras
+
+    model = keras_model(keras.Input((4,), dtype="float16"), keras.layers.Dense(3, "tanh"))
+    return model, NUMBERS, NUMBERS.astype("float16"), {}
+
+
 def batch_of_its_own():
     import keras
 
@@ -155,6 +169,8 @@ CASES = [
     images_of_open_size,
     missing,
     raw_bytes,
+    doubles,
+    halves,
     batch_of_its_own,
     subclassed,
     without_input,

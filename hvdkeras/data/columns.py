@@ -26,7 +26,7 @@ from hvdkeras.data.raw import (
 )
 from hvdkeras.naming import cut, did_you_mean, listed
 
-NOT_FINITE = "NaN or infinite values"
+NAN = "NaN"
 INFINITE = "infinite values"
 FRACTION = "fractions"
 OUTSIDE = "values out of range"
@@ -40,7 +40,15 @@ _RAGGED_BYTES = 4 << 10
 
 
 class DataError(ValueError):
-    """The data does not fit the model. The message names the column, the rows and what was expected."""
+    """The data does not fit the model. The message names the column, the rows and what was expected.
+
+    Attributes:
+        faults: pairs of a column's name and the fault of some of its rows, as `Problem.what`.
+    """
+
+    def __init__(self, message: str, faults: Iterable[tuple[str, str]] = ()):
+        super().__init__(message)
+        self.faults = frozenset(faults)
 
 
 @dataclass(frozen=True)
@@ -254,12 +262,11 @@ def _check_finite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
         total = values.sum(dtype=np.promote_types(values.dtype, np.float32)) if values.size else 0
     if np.isfinite(total):
         return []
-    return _problems(NOT_FINITE, ~np.isfinite(values), values, used)
+    return _problems(NAN, np.isnan(values), values, used) + _check_infinite(values, used)
 
 
 def _check_infinite(values: np.ndarray, used: np.ndarray | None) -> list[Problem]:
-    infinite = np.isinf(values)
-    return _problems(INFINITE, infinite, values, used) if infinite.any() else []
+    return _problems(INFINITE, np.isinf(values), values, used)
 
 
 def _check_whole(column: Column, values: np.ndarray, used: np.ndarray | None, encode: bool) -> list[Problem]:

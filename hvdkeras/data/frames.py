@@ -20,7 +20,7 @@ from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
-from pyspark.sql.types import ArrayType, DataType, StructField
+from pyspark.sql.types import ArrayType, DataType, FractionalType, StructField
 
 from hvdkeras.data.columns import Column, Problem, check_names, check_type
 from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
@@ -60,7 +60,7 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
         check_type(column, _arrow_type(kind), kind.simpleString())
         return source
     # The JVM converts floats to the stored width: that halves the bytes that doubles would take to Python.
-    # Columns of whole numbers are not cast: a cast would hide fractions and overflows.
+    # Whole numbers are not cast: a cast would hide fractions, overflows and the rounding of integers.
     width = {"f8": "double"}.get(np.dtype(column.dtype).str[1:], "float")
     whole = np.dtype(column.dtype).kind != "f" or column.one_hot
     if isinstance(kind, VectorUDT | OldVectorUDT):
@@ -71,9 +71,12 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
         # vector_to_array fails on a null vector. As a null array it is counted with the other problems.
         return functions.when(source.isNotNull(), array)
     check_type(column, _arrow_type(kind), kind.simpleString())
-    if whole or "binary" in kind.simpleString():
-        return source
-    return source.cast(_of_width(kind, width))
+    cast = not whole and isinstance(_innermost(kind), FractionalType)
+    return source.cast(_of_width(kind, width)) if cast else source
+
+
+def _innermost(kind: DataType) -> DataType:
+    return _innermost(kind.elementType) if isinstance(kind, ArrayType) else kind
 
 
 def _of_width(kind: DataType, width: str) -> str:

@@ -117,7 +117,7 @@ def _write_files(
                 ragged = column.of_bytes and not column.encoded
                 array, found = to_bytes(column, raw) if ragged else convert(column, raw)
                 arrays.append(array)
-                if is_rounded(raw, array):
+                if is_rounded(column, raw, array):
                     rounded.add(number)
                 for problem in found:
                     _add(problems, number, replace(problem, row=rows + problem.row))
@@ -159,17 +159,18 @@ def check_outcomes(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> No
             found[number, problem.what] = first, replace(earlier, count=earlier.count + problem.count)
     sentences = []
     for number in sorted({number for number, _ in found}):
-        faults = [
+        described = [
             describe(problem, partition if len(outcomes) > 1 else None)
             for (other, _), (partition, problem) in found.items()
             if other == number
         ]
         column = columns[number]
         sentences.append(
-            f"column {column.name!r} must hold {column.requirement}. Received: {', '.join(faults)}"
+            f"column {column.name!r} must hold {column.requirement}. Received: {', '.join(described)}"
         )
     if sentences:
-        raise DataError(listed(sentences, "; ", longest=400))
+        faults = ((columns[number].name, what) for number, what in found)
+        raise DataError(listed(sentences, "; ", longest=400), faults)
     if not any(outcome.part.rows for outcome in outcomes):
         raise DataError("the data must have at least one row. Received: no rows")
     rounding.warn({columns[number].name for outcome in outcomes for number in outcome.rounded})

@@ -1,42 +1,54 @@
-"""Integers that float32 rounds."""
+"""Integers that a float rounds."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hvdkeras.data.raw import is_list, plain_type
+from hvdkeras.data.columns import Column
+from hvdkeras.data.raw import ragged_values
 from hvdkeras.naming import listed
 
 logger = logging.getLogger("hvdkeras")
 
-# From here on float32 does not hold all integers: the next one becomes this one.
-LARGEST = 2**24
 
+def is_rounded(column: Column, raw: pa.Array | np.ndarray | Sequence[Any], stored: Any) -> bool:
+    """Returns whether a block of integers has some that the float which stores them does not hold.
 
-def is_rounded(raw: pa.Array | np.ndarray, stored: pa.Array | np.ndarray) -> bool:
-    """Returns whether a block of integers has some that are too large for the float32 that stores it."""
-    if not isinstance(stored, np.ndarray) or stored.dtype != np.float32 or not stored.size:
+    Args:
+        column: what the model requires.
+        raw: rows of the data.
+        stored: the same rows as they are stored; None where they have problems.
+    """
+    if stored is None or column.encoded or column.is_string or np.dtype(column.dtype).kind != "f":
         return False
-    if isinstance(raw, np.ndarray):
-        of_integers = raw.dtype.kind in "iu"
-    else:
-        kind = plain_type(raw.type)
-        while is_list(kind):
-            kind = kind.value_type
-        of_integers = pa.types.is_integer(kind)
-    return of_integers and max(stored.max(), -stored.min()) >= LARGEST
+    if isinstance(stored, pa.Array):
+        stored = np.frombuffer(stored.buffers()[2] or b"", column.dtype)
+    exact_to = 2 ** (np.finfo(column.dtype).nmant + 1)
+    if not stored.size or max(stored.max(), -stored.min()) < exact_to:
+        return False
+    values = _numbers(raw)
+    rounded = values.astype(column.dtype).astype(values.dtype) != values
+    return values.dtype.kind in "iu" and bool(rounded.any())
+
+
+def _numbers(raw: pa.Array | np.ndarray | Sequence[Any]) -> np.ndarray:
+    if isinstance(raw, pa.Array):
+        return ragged_values(raw)[0]
+    return raw if isinstance(raw, np.ndarray) else np.concatenate([np.ravel(row) for row in raw])
 
 
 def warn(names: Iterable[str]) -> None:
     """Warns of columns whose integers are rounded."""
     if names := sorted(names):
         logger.warning(
-            "float32 holds integers exactly up to %d only, and larger ones of %s are rounded: give the model "
-            "an Input of integers, or scale or index the column",
-            LARGEST,
+            "integers of %s are rounded, because the floats of the model's Input don't hold them all "
+            "(float32 holds them up to %d): give the model an Input of integers, "
+            "or scale or index the column",
             listed(map(repr, names)),
+            2**24,
         )

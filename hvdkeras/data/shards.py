@@ -26,6 +26,7 @@ from hvdkeras.data.columns import Column, DataError, check_names, check_type, ro
 from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
 from hvdkeras.data.ragged import check_rows
+from hvdkeras.data.raw import RAGGED, SIZE
 from hvdkeras.data.room import room
 from hvdkeras.data.store import joined, normalized, open_filesystem
 from hvdkeras.naming import listed, shown
@@ -321,12 +322,14 @@ def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
     if array.dtype.kind not in "fiub" or not array.ndim:
         raise DataError(
             f"column {column.name!r} must be an array of numbers whose first axis is the row. "
-            f"Received: dtype {array.dtype}, shape {array.shape}"
+            f"Received: dtype {array.dtype}, shape {array.shape}",
+            [(column.name, RAGGED)] if array.dtype == object else [],
         )
     size = math.prod(array.shape[1:])
     if size not in column.sizes:
         raise DataError(
-            f"column {column.name!r} must hold {column.requirement}. Received: shape {array.shape}"
+            f"column {column.name!r} must hold {column.requirement}. Received: shape {array.shape}",
+            [(column.name, SIZE)],
         )
     return array
 

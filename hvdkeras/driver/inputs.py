@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.data.columns import NOT_FINITE, Column, DataError
+from hvdkeras.data.columns import NAN, Column, DataError
 from hvdkeras.data.first_row import first_row
 from hvdkeras.data.raw import RAGGED, SIZE
 from hvdkeras.data.shards import Shards
@@ -140,19 +140,16 @@ def remedy_named(configuration: Configuration) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        reason = str(error)
-        features = schema.input_columns(configuration.keras_model, configuration.features_col)
         model, features_col = configuration.keras_model, configuration.features_col
+        features = schema.input_columns(model, features_col)
         for column in targets.columns(model, features_col, configuration.targets()):
-            if f"column {column.name!r}" not in reason:
-                continue
-            unequal = any(fault in reason for fault in (SIZE, RAGGED, "dtype object"))
-            if column.shape[:1] == (None,) and unequal:
+            faults = {what for name, what in error.faults if name == column.name}
+            if column.shape[:1] == (None,) and faults & {SIZE, RAGGED}:
                 hint = f"padding={{{column.name!r}: 0}} makes the rows of a batch equally long"
-                raise DataError(f"{reason}. {hint}") from None
-            if column.name in features and NOT_FINITE in reason:
+                raise DataError(f"{error}. {hint}", error.faults) from None
+            if column.name in features and NAN in faults:
                 hint = f"nan_cols={column.name!r} lets NaN through, for a model that replaces it"
-                raise DataError(f"{reason}. {hint}") from None
+                raise DataError(f"{error}. {hint}", error.faults) from None
         raise
 
 

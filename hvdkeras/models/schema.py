@@ -227,6 +227,5 @@ def _class_count(label: Column) -> int | None:
 
 
 def _column_dtype(dtype: Any) -> str:
-    """The dtype in which shards hold an input: float32 for all floats, the integer types as they are."""
-    name = str(dtype)
-    return "float32" if name in ("float16", "bfloat16", "float64") else name
+    """The dtype in which shards hold an input: its own, and float32 for bfloat16, which NumPy has not."""
+    return "float32" if str(dtype) == "bfloat16" else str(dtype)

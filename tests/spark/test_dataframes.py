@@ -147,6 +147,17 @@ def test_several_inputs_and_outputs_of_many_types(spark):
     shards.remove()
 
 
+def test_rounded_integers_are_warned_of(spark, caplog):
+    def warnings(values, kind):
+        df = spark.createDataFrame([(value,) for value in values], f"x {kind}")
+        write_dataframe(df, (Column("x", (1,), "float32"),)).remove()
+        return caplog.text.count("integers of 'x' are rounded")
+
+    assert warnings([2**24, 2**40], "bigint") == 0
+    assert warnings([1, 2**24 + 1], "bigint") == 1
+    assert warnings([[1], [2**24 + 1]], "array<int>") == 2
+
+
 def test_bad_rows_are_counted_over_all_partitions(spark):
     rows = [([1.0, 2.0, 3.0], 1.0)] * 4
     rows[1:1] = [(None, 2.0), ([1.0, 2.0], 2.0)]
@@ -159,7 +170,7 @@ def test_bad_rows_are_counted_over_all_partitions(spark):
         "column 'x' must hold 3 finite numbers in every row (shape (3,), float32). "
         "Received: 4 rows with null values (the first is row 1 of partition 0), "
         "2 rows with another number of values (the first is row 2 of partition 0), "
-        "2 rows with NaN or infinite values (the first is row 7 of partition 0: nan); "
+        "2 rows with NaN (the first is row 7 of partition 0: nan); "
         "column 'y' must hold one class number from 0 to 9 in every row (shape (), int32). "
         "Received: 2 rows with null values (the first is row 8 of partition 0), "
         "2 rows with fractions (the first is row 6 of partition 0: 0.5)"

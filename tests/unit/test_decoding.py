@@ -211,7 +211,7 @@ def test_decoded_class_numbers_become_one_hot(tmp_path):
         (lambda data: to_array(data).astype(str), r"Received: shape \(3,\), <U"),
         (
             lambda data: np.where(to_array(data) == 17, np.inf, 0),
-            r"must be decoded to 3 finite numbers .*1 row with NaN or infinite .*is row 17: inf\)",
+            r"must be decoded to 3 finite numbers .*1 row with infinite values .*is row 17: inf\)",
         ),
     ],
 )

@@ -78,6 +78,7 @@ def test_lists_of_unequal_lengths_need_padding_and_the_error_names_it(tmp_path):
         (inputs.tokens, [[1, None]] * inputs.ROWS, {"padding": {"features": 0}}, "13 rows with null values"),
         (inputs.sequences, [[1.0] * 5] * inputs.ROWS, {"padding": {"features": 0}}, "4 numbers at a place"),
         (inputs.missing, np.full((13, 4), np.nan), {}, "nan_cols='features' lets NaN through"),
+        (inputs.missing, np.full((13, 4), np.inf), {}, "(the first is row 0: inf)"),
         (inputs.missing, np.full((13, 4), np.inf), {"nan_cols": "features"}, "13 rows with infinite values"),
         (inputs.missing, inputs.NUMBERS, {"nan_cols": "feature"}, "Did you mean 'features'"),
         (inputs.missing, inputs.NUMBERS, {"padding": {"features": 0}}, "there are none"),
@@ -87,7 +88,9 @@ def test_lists_of_unequal_lengths_need_padding_and_the_error_names_it(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_named(case, wrong, arguments, message):
-    assert message in the_error(case()[0], wrong, **arguments)
+    error = the_error(case()[0], wrong, **arguments)
+    assert message in error
+    assert ("nan_cols=" in error) == ("nan_cols=" in message)
 
 
 def test_a_model_that_no_data_can_build_is_refused_with_its_own_error():

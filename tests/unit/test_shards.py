@@ -186,7 +186,7 @@ def test_problems_of_several_columns_come_in_one_error():
         write_arrays(arrays, COLUMNS)
     assert str(error.value) == (
         "column 'x' must hold 2 finite numbers in every row (shape (2,), float32). "
-        "Received: 2 rows with NaN or infinite values (the first is row 4: nan); "
+        "Received: 2 rows with NaN (the first is row 4: nan); "
         "column 'y' must hold one class number from 0 to 9 in every row (shape (), int32). "
         "Received: 1 row with values out of range (the first is row 5: -1)"
     )

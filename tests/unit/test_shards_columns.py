@@ -2,11 +2,17 @@
 
 import decimal
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from hvdkeras.data.columns import Column, DataError, Problem, check_names, check_type, convert
+from hvdkeras.data.ragged import to_bytes
+from hvdkeras.data.rounding import is_rounded
+from hvdkeras.ml import rows
+from hvdkeras.models import schema
+from hvdkeras.models.saved import Tensor
 
 PAIR = Column("x", (2,), "float32")
 CLASS = Column("y", (), "int32", classes=3)
@@ -112,13 +118,13 @@ def test_class_numbers_of_a_sequence_become_one_hot_rows_each():
             pa.array([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0, 3.0], [4.0]]]),
             Problem("lists of unequal lengths", 1, 1),
         ),
-        (PAIR, pa.array([[1.0, 2.0], [1.0, np.nan]]), Problem("NaN or infinite values", 1, 1, "nan")),
-        (PAIR, pa.array([[np.inf, 0.0], [-np.inf, 0.0]]), Problem("NaN or infinite values", 2, 0, "inf")),
-        (PAIR, pa.array([[1e300, 0.0]]), Problem("NaN or infinite values", 1, 0, "inf")),
-        (PAIR, np.array([[0, 0], [0, np.nan]]), Problem("NaN or infinite values", 1, 1, "nan")),
+        (PAIR, pa.array([[1.0, 2.0], [1.0, np.nan]]), Problem("NaN", 1, 1, "nan")),
+        (PAIR, pa.array([[np.inf, 0.0], [-np.inf, 0.0]]), Problem("infinite values", 2, 0, "inf")),
+        (PAIR, pa.array([[1e300, 0.0]]), Problem("infinite values", 1, 0, "inf")),
+        (PAIR, np.array([[0, 0], [0, np.nan]]), Problem("NaN", 1, 1, "nan")),
         (CLASS, pa.array([0, 1, 3, -1]), Problem("values out of range", 2, 2, "3")),
         (CLASS, pa.array([0.0, 0.5]), Problem("fractions", 1, 1, "0.5")),
-        (CLASS, pa.array([0.0, np.nan]), Problem("NaN or infinite values", 1, 1, "nan")),
+        (CLASS, pa.array([0.0, np.nan]), Problem("NaN", 1, 1, "nan")),
         (CLASS, pa.array([None, 2], pa.int32()), Problem("null values", 1, 0)),
         (ONE_HOT, pa.array([0, 1, 3]), Problem("values out of range", 1, 2, "3")),
         (Column("x", (), "int8"), pa.array([0, 200]), Problem("values out of range", 1, 1, "200")),
@@ -145,8 +151,49 @@ def test_several_problems_of_a_block_are_told_apart():
     assert problems == [
         Problem("null values", 2, 1),
         Problem("another number of values", 1, 2),
-        Problem("NaN or infinite values", 2, 3, "nan"),
+        Problem("NaN", 1, 3, "nan"),
+        Problem("infinite values", 1, 5, "inf"),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_training_and_prediction_take_the_same_numbers(dtype):
+    model = keras.Sequential([keras.Input((1,), dtype=dtype), keras.layers.Dense(1)])
+    (column,) = schema.feature_columns(model, "x")
+    values = np.array([[0.1], [7e4], [-1e300], [1e39], [np.inf], [np.nan]])
+    stacked, invalid = rows.stack(values, Tensor("x", (1,), dtype))
+    for value, predicted, refused in zip(values, stacked, invalid, strict=True):
+        trained, problems = convert(column, value[np.newaxis])
+        assert bool(problems) == refused
+        if not refused:
+            assert trained.dtype == predicted.dtype
+            np.testing.assert_array_equal(trained[0], predicted)
+            np.testing.assert_array_equal(trained[0], value.astype(trained.dtype))
+    kept = {"float16": [0], "float64": [0, 1, 2, 3]}.get(dtype, [0, 1])
+    assert np.flatnonzero(~invalid).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "rounded"),
+    [
+        ([2**24 + 1], "float32", True),
+        ([-(2**24) - 1], "float32", True),
+        ([2**24, 2**24 + 2, 2**40], "float32", False),
+        ([2**24 + 1], "float64", False),
+        ([2**53 + 1], "float64", True),
+        ([2049], "float16", True),
+        ([2**24 + 1], "int64", False),
+    ],
+)
+def test_integers_that_a_float_does_not_hold_are_seen(values, dtype, rounded):
+    column = Column("x", (), dtype)
+    nested = Column("x", (None,), dtype, padding=0)
+    for raw in (np.array(values), pa.array(values), pa.array([[value] for value in values])):
+        assert is_rounded(column, raw, convert(column, raw)[0]) == rounded
+    for raw in ([np.array(values)], pa.array([values, [0]])):
+        assert is_rounded(nested, raw, to_bytes(nested, raw)[0]) == rounded
+    floats = np.array(values, float)
+    assert not is_rounded(column, floats, convert(column, floats)[0])
 
 
 def test_large_sums_of_finite_values_are_no_problem():
