@@ -4,7 +4,6 @@ import numpy as np
 
 ROWS = 8
 RANDOM = np.random.default_rng(0)
-APPLICATIONS = ("MobileNetV2", "EfficientNetV2B0", "ResNet50")
 
 
 def numbers(*shape):
@@ -62,6 +61,41 @@ def two_towers():
     return model, "binary_crossentropy", data
 
 
+def sampling():
+    """The layer of a variational autoencoder: draws from a normal distribution, and adds its divergence."""
+    import keras
+
+    @keras.saving.register_keras_serializable("hvdkeras tests")
+    class Sampling(keras.layers.Layer):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.seed_generator = keras.random.SeedGenerator(1)
+
+        def call(self, inputs):
+            mean, log_variance = inputs
+            ops = keras.ops
+            divergence = ops.square(mean) + ops.exp(log_variance) - log_variance - 1
+            self.add_loss(ops.mean(ops.sum(divergence, axis=-1)) / 2)
+            noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+            return mean + ops.exp(log_variance / 2) * noise
+
+    return Sampling
+
+
+def variational():
+    import keras
+
+    layers = keras.layers
+    image = keras.Input((6,))
+    hidden = layers.Dense(8, "relu")(image)
+    mean, log_variance = layers.Dense(2, name="mean")(hidden), layers.Dense(2)(hidden)
+    decoded = layers.Dense(6)(layers.Dense(8, "relu")(sampling()()([mean, log_variance])))
+    # The draws differ from call to call, the mean does not: so the file's predictions can be compared.
+    model = keras.Model(image, {"decoded": decoded, "mean": mean})
+    data = {"features": numbers(6), "label": numbers(6)}
+    return model, {"decoded": "mse", "mean": None}, data
+
+
 def lora():
     import keras
 
@@ -71,14 +105,34 @@ def lora():
     return model, "mse", {"features": numbers(4), "label": numbers(2)}
 
 
-def application(name):
+def application(name, **arguments):
     import keras
 
-    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=3)
+    make = getattr(keras.applications, name)
+    model = make(weights=None, input_shape=(32, 32, 3), classes=3, **arguments)
     return model, "sparse_categorical_crossentropy", {"features": numbers(32, 32, 3), "label": whole(3)}
 
 
-SMALL = (masked_lstm, transformer, u_net, two_towers, lora)
+def mobile_net():
+    return application("MobileNetV2", alpha=0.35)
+
+
+def efficient_net():
+    return application("EfficientNetV2B0")
+
+
+def res_net():
+    return application("ResNet50")
+
+
+SMALL = (masked_lstm, transformer, u_net, variational, two_towers, lora)
+APPLICATIONS = (mobile_net, efficient_net, res_net)
+
+
+def predictions(model, inputs):
+    """What the model predicts; of a variational one the mean, which it does not draw."""
+    predicted = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+    return predicted["mean"] if isinstance(predicted, dict) else predicted
 
 
 def train(pairs, folder):
@@ -110,6 +164,6 @@ def train(pairs, folder):
             wrong.append(name)
         trained.save(folder / f"{name}.keras")
         received = [keras.ops.convert_to_tensor(data[each].tolist()) for each in features]
-        predicted = trained.predict(received if len(received) > 1 else received[0], verbose=0)
+        predicted = predictions(trained, received)
         np.savez(folder / f"{name}.npz", *[data[each] for each in features], predicted=predicted)
     return wrong

@@ -12,6 +12,7 @@ from hvdkeras.callbacks.feed import Feed
 from hvdkeras.history.values import Value, plain
 from hvdkeras.models import vector
 from hvdkeras.models.optimizers import learning_rates, set_learning_rates
+from hvdkeras.models.rest import Rest
 
 
 class CenterModel:
@@ -46,7 +47,7 @@ class CenterModel:
     def take_optimizer(self, replica: Any) -> None:
         """Takes the state of a rank's optimizer, for callbacks that save the model, but not its rates."""
         rates = learning_rates(self.model.optimizer)
-        vector.take_rest(self.model, vector.rest_of(replica))
+        Rest.of(replica).give(self.model)
         set_learning_rates(self.model.optimizer, rates)
 
     def first_metrics(self, are_needed: bool) -> dict[str, Value]:

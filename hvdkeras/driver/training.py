@@ -223,6 +223,7 @@ def _models(recipe: Recipe, result: Result) -> list[Any]:
         model = recipe.build()
         vector.assign(model.trainable_variables, weights)
         vector.assign(vector.averaged_variables(model), statistics)
-        vector.take_rest(model, result.rest)
+        if result.rest is not None:
+            result.rest.give(model)
         models.append(model)
     return models

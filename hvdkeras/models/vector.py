@@ -112,26 +112,3 @@ def _constant_variables(model: Any) -> Iterator[Any]:
         else:
             # A weight of which only the flag says that it does not train.
             yield from layer._trainable_variables
-
-
-def rest_of(model: Any) -> list[np.ndarray]:
-    """Returns what a trained, compiled model holds beside its weights: see `take_rest`."""
-    return [np.asarray(variable.value) for variable in _rest(model)]
-
-
-def take_rest(model: Any, values: Sequence[np.ndarray]) -> None:
-    """Sets the optimizer's state, counters and the states of random layers from a copy's `rest_of`.
-
-    A model whose optimizer was not built is left as it is where `values` is empty.
-    """
-    if not values:
-        return
-    for variable, value in zip(_rest(model), values, strict=True):
-        variable.assign(value)
-
-
-def _rest(model: Any) -> list[Any]:
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    counters = [v for v in model.non_trainable_variables if str(v.dtype) in ("int32", "int64", "uint32")]
-    return [*counters, *model.optimizer.variables]

@@ -30,7 +30,7 @@ from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import rank
 from hvdkeras.models import schema
 from hvdkeras.models.optimizers import uses_moving_average
-from hvdkeras.models.vector import rest_of
+from hvdkeras.models.rest import Rest
 from hvdkeras.mpi.collectives import broadcast, mean
 from hvdkeras.rank import gradients, resuming
 from hvdkeras.rank.agreement import check_agreement
@@ -50,14 +50,14 @@ class Trained:
         statistics: the averaged variables, shape `(m,)`.
         evaluations: the evaluations of the center; empty except at rank 0.
         skipped_checkpoints: damaged checkpoints that were not resumed from, a line each, at rank 0.
-        rest: what the model holds beside these, see `hvdkeras.models.vector.rest_of`.
+        rest: what the model holds beside these.
     """
 
     weights: np.ndarray
     statistics: np.ndarray
     evaluations: list[Evaluation]
     skipped_checkpoints: tuple[str, ...]
-    rest: list[np.ndarray]
+    rest: Rest
 
 
 def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
@@ -102,7 +102,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
         weights, statistics = _result(spec, place, replica, center, oversight, final)
         history.telemetry = dict(center.telemetry) if center else {}
     evaluations = oversight.evaluations if oversight else []
-    return Trained(weights, statistics, evaluations, start.skipped, rest_of(replica.model))
+    return Trained(weights, statistics, evaluations, start.skipped, Rest.of(replica.model))
 
 
 def _center_model(spec: TrainingSpec, place: Place, data: RankData, model: Any) -> CenterModel:

@@ -14,6 +14,7 @@ import numpy as np
 
 from hvdkeras.history.records import Evaluation, RankHistory
 from hvdkeras.launch import environment, gpu, rank
+from hvdkeras.models.rest import Rest
 from hvdkeras.rank.place import Place
 from hvdkeras.spec import TrainingSpec
 
@@ -33,8 +34,7 @@ class Result:
         statistics: their averaged variables, such as batch normalisation's statistics, shape `(models, m)`.
         evaluations: the evaluations of the center.
         skipped_checkpoints: damaged checkpoints that were not resumed from, a line each.
-        rest: what rank 0's model holds beside its weights, see `hvdkeras.models.vector.rest_of`; empty for
-            ensembles.
+        rest: what rank 0's model holds beside its weights; None for ensembles.
     """
 
     histories: list[RankHistory]
@@ -42,7 +42,7 @@ class Result:
     statistics: np.ndarray | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     skipped_checkpoints: list[str] = field(default_factory=list)
-    rest: list[np.ndarray] = field(default_factory=list)
+    rest: Rest | None = None
 
 
 def run(spec: TrainingSpec) -> Result:

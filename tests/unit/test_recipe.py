@@ -12,6 +12,7 @@ from hvdkeras.driver.checks import checked_recipe
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.optimizers import optimizers_of
 from hvdkeras.models.recipe import SEED_STRIDE, Recipe
+from hvdkeras.models.rest import Rest
 from hvdkeras.models.serialization import model_to_bytes
 from hvdkeras.models.structure import structural_differences, structure
 from hvdkeras.models.vector import averaged_variables
@@ -311,6 +312,26 @@ def test_every_optimizer_of_a_model_travels(kind):
     if kind is Configured:
         with pytest.raises(ValueError, match="worker_optimizer, loss must be left out .* Configured"):
             copied(original, optimizer="adam", loss="mae", custom_objects={"Configured": Configured})
+
+
+def test_the_states_of_all_optimizers_come_back():
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(2)(keras.layers.Dropout(0.5, seed=1)(inputs))
+    original = TwoRates(inputs, keras.layers.Dense(2)(hidden))
+    original.compile("sgd", loss="mse")
+    trained, returned = (copied(original, custom_objects={"TwoRates": TwoRates}) for _ in range(2))
+    # The second one trains the last layer alone, and is built when a step first applies it.
+    second = optimizers_of(trained)[1]
+    second.apply([np.ones((2, 2)), np.ones(2)], trained.layers[-1].trainable_variables)
+    trained.train_on_batch(ROWS, ROWS[:, :2])
+    pickle.loads(pickle.dumps(Rest.of(trained))).give(returned)
+    for optimizer, other in zip(optimizers_of(trained), optimizers_of(returned), strict=True):
+        assert optimizer.built
+        assert other.built
+        assert int(optimizer.iterations) == int(other.iterations) == 1
+        for one, two in zip(optimizer.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(np.array(one.value), np.array(two.value))
+    assert np.array_equal(*(each.layers[1].seed_generator.state.value for each in (trained, returned)))
 
 
 class Forgetful(keras.layers.Layer):
