@@ -25,20 +25,21 @@ class Events(keras.callbacks.Callback):
 
     Args:
         history: where the events are appended.
-        center: the center variable, whose telemetry counts the seconds of communication; None without one.
+        counted: the center, or the sums of gradients, whose telemetry counts the seconds of communication;
+            None where ranks don't communicate.
     """
 
-    def __init__(self, history: RankHistory, center: Any) -> None:
+    def __init__(self, history: RankHistory, counted: Any) -> None:
         super().__init__()
-        self._history, self._center = history, center
+        self._history, self._counted = history, counted
         # Durations are measured by a clock that is never adjusted; starts must be comparable between hosts.
         self._offset = time.time() - time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._begun, self._spent = time.perf_counter(), exchange_seconds(self._center)
+        self._begun, self._spent = time.perf_counter(), exchange_seconds(self._counted)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        now, spent = time.perf_counter(), exchange_seconds(self._center)
+        now, spent = time.perf_counter(), exchange_seconds(self._counted)
         communication, waiting = (spent - self._spent).tolist()
         computation = now - self._begun - communication - waiting
         start = self._begun + self._offset

@@ -23,7 +23,8 @@ class HistoryRecorder(keras.callbacks.Callback):
     Args:
         history: what is filled.
         position: how far the rank is.
-        center: the center variable, whose telemetry counts the seconds of communication; None without one.
+        counted: the center, or the sums of gradients, whose telemetry counts the seconds of communication;
+            None where ranks don't communicate.
         verbose: 2 for a line an epoch, less for none.
         running_logs: what `running_logs` returned in the training that this one resumes.
     """
@@ -32,12 +33,12 @@ class HistoryRecorder(keras.callbacks.Callback):
         self,
         history: RankHistory,
         position: Position,
-        center: Any,
+        counted: Any,
         verbose: int,
         running_logs: dict[str, Value],
     ) -> None:
         super().__init__()
-        self._history, self._position, self._center, self._verbose = history, position, center, verbose
+        self._history, self._position, self._counted, self._verbose = history, position, counted, verbose
         self._logs: dict[str, Any] = {}
         self._before = running_logs
 
@@ -49,12 +50,12 @@ class HistoryRecorder(keras.callbacks.Callback):
         self._logs = logs or {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._begun, self._spent = time.perf_counter(), exchange_seconds(self._center)
-        self._telemetry = self._center.telemetry if self._center else {}
+        self._begun, self._spent = time.perf_counter(), exchange_seconds(self._counted)
+        self._telemetry = self._counted.telemetry if self._counted else {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self._begun
-        spent = exchange_seconds(self._center) - self._spent
+        spent = exchange_seconds(self._counted) - self._spent
         history = self._history
         rows = self._position.rows_done
         history.rows.append(rows)
@@ -87,10 +88,10 @@ class HistoryRecorder(keras.callbacks.Callback):
         return {name: mean([self._before[name], value], [before, now]) for name, value in logs.items()}
 
     def _increase(self, name: str) -> float:
-        return self._center.telemetry[name] - self._telemetry[name]
+        return self._counted.telemetry[name] - self._telemetry[name]
 
 
-def exchange_seconds(center: Any) -> np.ndarray:
+def exchange_seconds(counted: Any) -> np.ndarray:
     """Returns the seconds that a rank has spent in communication and in waiting, shape (2,)."""
-    telemetry = center.telemetry if center else {}
+    telemetry = counted.telemetry if counted else {}
     return np.array([telemetry.get(f"seconds_{name}", 0.0) for name in ("communication", "waiting")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from hvdkeras.rank.oversight import Oversight, tensorboard
 from hvdkeras.rank.place import Place
 from hvdkeras.rank.rank_data import RankData
 from hvdkeras.rank.replica import Replica
+from hvdkeras.rank.sums import OverHorovod, OverMPI
 from hvdkeras.spec import TrainingSpec
 
 
@@ -70,14 +71,15 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     """
     data = RankData(spec.data, place, spec.ensemble)
     rows, steps = data.training, _window_steps(spec, data.training)
-    replica = _replica(spec, place, rows, history, steps)
+    replica, sums = _replica(spec, place, rows, history, steps)
     folder = _checkpoint_folder(spec, place)
     order = data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
     with _center(spec, place, start.center or _own_contents(replica)) as center:
         exchange = _exchange(spec, replica, center, start)
+        counted = center or sums
         recorder = HistoryRecorder(
-            history, replica.position, center, spec.oversight.verbose, start.running_logs
+            history, replica.position, counted, spec.oversight.verbose, start.running_logs
         )
         callbacks = [*spec.oversight.callbacks, *tensorboard(spec.oversight.tensorboard, place.log_name)]
         oversight = None
@@ -96,11 +98,11 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
             oversight = Oversight(spec, place, replica, center_model, contents)
             facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
-        measures = _measures(spec, replica, center, exchange)
+        measures = _measures(spec, replica, center, exchange, counted)
         is_over = bool(start.manifest.get("stopped"))
         final = _fit(spec, replica, rows, [*measures, recorder, *callbacks], is_over)
         weights, statistics = _result(spec, place, replica, center, oversight, final)
-        history.telemetry = dict(center.telemetry) if center else {}
+        history.telemetry = dict(counted.telemetry) if counted else {}
     evaluations = oversight.evaluations if oversight else []
     return Trained(weights, statistics, evaluations, start.skipped, Rest.of(replica.model))
 
@@ -123,16 +125,20 @@ def _window_steps(spec: TrainingSpec, rows: Rows | DecodedRows) -> int:
 
 def _replica(
     spec: TrainingSpec, place: Place, rows: Rows | DecodedRows, history: RankHistory, steps: int
-) -> Replica:
-    """The compiled model, its random layers seeded by rank; an ensemble's with initial weights of its own."""
+) -> tuple[Replica, OverMPI | OverHorovod | None]:
+    """The compiled model, its random layers seeded by rank; an ensemble's with initial weights of its own.
+
+    The sums are those of gradients, where ranks average them.
+    """
     algorithm = spec.algorithm
     keras.utils.set_random_seed(spec.data.seed + place.number)
     model = spec.recipe.build(steps, rank=place.number, fresh=place.member is not None)
-    more: Sequence[Any] = ()
+    more, sums = [], None
     if algorithm.mode is Mode.GRADIENTS:
-        more = gradients.average(model, rows, place.comm, algorithm.gradient_averaging, spec.timeout)
+        more, sums = gradients.average(model, rows, place.comm, algorithm.gradient_averaging, spec.timeout)
     size = place.comm.size
-    return Replica(model, rows, history, more, lambda epochs: algorithm.learning_rate_factor(epochs, size))
+    replica = Replica(model, rows, history, more, lambda epochs: algorithm.learning_rate_factor(epochs, size))
+    return replica, sums
 
 
 def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | None:
@@ -173,14 +179,16 @@ def _exchange(spec: TrainingSpec, replica: Replica, center: Any, start: resuming
     return Exchange(spec.algorithm, center, replica.weights, replica.position, state)
 
 
-def _measures(spec: TrainingSpec, replica: Replica, center: Any, exchange: Exchange | None) -> list[Any]:
+def _measures(
+    spec: TrainingSpec, replica: Replica, center: Any, exchange: Exchange | None, counted: Any
+) -> list[Any]:
     """The exchange, between the callbacks that measure around it, in the order in which they must run."""
     position, history = replica.position, replica.history
     callbacks: list[Any] = []
     if exchange is not None:
         callbacks += [Distance(history, center, replica.weights, position), exchange]
     if spec.oversight.keeps_events:
-        callbacks.append(Events(history, center))
+        callbacks.append(Events(history, counted))
     if spec.oversight.verbose:
         callbacks.append(ProgressSender(history.member, position))
     return callbacks

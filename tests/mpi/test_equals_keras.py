@@ -282,11 +282,16 @@ MODELS = [
 ]
 
 
-def with_optimizer(name: str):
+def with_optimizer(name: str, sparse: bool):
     def make():
-        model = dense()
-        model.compile(optimizers()[name], "mse", metrics=["mae"])
-        return model, (inputs(), inputs(1)[:, :2])
+        if not sparse:
+            model = dense()
+            model.compile(optimizers()[name], "mse", metrics=["mae"])
+            return model, (inputs(), inputs(1)[:, :2])
+        # Tokens occur several times: optimizers that square gradients square each occurrence by itself.
+        model, data = dynamic_length()
+        model.compile(optimizers()[name], "sparse_categorical_crossentropy")
+        return model, data
 
     return make
 
@@ -306,6 +311,7 @@ def steps_of_models(eagerly: bool, models: list, accumulation: int = 1) -> dict[
     from hvdkeras.rank import gradients
     from hvdkeras.rank.batches import Batches
     from hvdkeras.rank.losses import JoinedLosses
+    from hvdkeras.rank.sums import OverMPI
 
     comm = MPI.COMM_WORLD
     place = PLACES[comm.rank]
@@ -320,8 +326,8 @@ def steps_of_models(eagerly: bool, models: list, accumulation: int = 1) -> dict[
             rows, more = part_of(data, slice(0, ROWS) if alone else place)
             if not alone:
                 batches = Batches(np.full(3, share))
-                total = gradients.over_mpi(comm, 60.0, None)
-                gradients.join(model, batches, JoinedLosses(comm, batches, 60.0), total, accumulation)
+                sums = OverMPI(comm, 60.0, None)
+                gradients.join(model, batches, JoinedLosses(comm, batches, 60.0), sums, accumulation)
             # Three batches that are the same make groups of accumulation of two and one.
             logs = [model.train_on_batch(*rows, **more, return_dict=True) for _ in range(3)]
             results.append((model.get_weights(), logs[0]["loss"]))
@@ -335,7 +341,8 @@ def steps_of_models(eagerly: bool, models: list, accumulation: int = 1) -> dict[
 
 def test_steps_of_every_optimizer(on_ranks):
     def train():
-        return steps_of_models(True, [(name, with_optimizer(name)) for name in optimizers()])
+        models = itertools.product(optimizers(), (False, True))
+        return steps_of_models(True, [(each, with_optimizer(*each)) for each in models])
 
     assert on_ranks(2, train, timeout=300) == [{}, {}]
 

@@ -106,14 +106,53 @@ def test_half_precision_keeps_the_ranks_equal(on_ranks, shards):
         assert not np.array_equal(first, wanted)
 
 
+def rows_over_mpi() -> dict:
+    """Rows of a gradient of shape (4, 2): three of rank 0, one of rank 1."""
+    import tensorflow as tf
+    from mpi4py import MPI
+
+    from hvdkeras.rank import sums
+
+    rank, found, small = MPI.COMM_WORLD.rank, {}, sums.SMALL_BYTES
+    indices, values = [([1, 1, 3], [[1, 2], [3, 1], [2, 2]]), ([1], [[0.1, 1000.0]])][rank]
+    gradient = tf.IndexedSlices(tf.constant(values, tf.float32), tf.constant(indices), tf.constant([4, 2]))
+    for limit, shape in ((small, [4, 2]), (0, [4, 2]), (0, [3, 2])):
+        for compression in (None, "fp16"):
+            sums.SMALL_BYTES = limit
+            over = sums.OverMPI(MPI.COMM_WORLD, 30.0, compression)
+            whole = tf.IndexedSlices(gradient.values, gradient.indices % shape[0], tf.constant(shape))
+            rows = tf.function(over.rows)(whole)
+            found[limit, shape[0], compression] = rows.indices.numpy(), rows.values.numpy(), over.telemetry
+    sums.SMALL_BYTES = small
+    return found
+
+
+def test_rows_of_all_ranks_come_one_after_another_or_summed(on_ranks):
+    for found in on_ranks(2, rows_over_mpi):
+        for (limit, length, compression), (indices, values, telemetry) in found.items():
+            wanted = [[1, 2], [3, 1], [2, 2], [0.1, 1000]]
+            summed = limit == 0 and length == 3
+            if summed:  # four rows are more than three
+                assert indices.tolist() == [0, 1, 2]
+                wanted = [[2, 2], [4.1, 1003], [0, 0]]
+            else:
+                assert indices.tolist() == [1, 1, 3 % length, 1]
+            atol = {None: 1e-6, "fp16": 5e-3 if not summed else 1}[compression]
+            np.testing.assert_allclose(values, wanted, atol=atol)
+            assert telemetry["exchanges"] == 1
+            assert telemetry["seconds_communication"] > 0
+
+
 def sum_through_horovod(compression: str | None) -> np.ndarray:
     import tensorflow as tf
     from mpi4py import MPI
 
-    from hvdkeras.rank.gradients import over_horovod
+    from hvdkeras.rank.sums import OverHorovod
 
-    total = tf.function(over_horovod(MPI.COMM_WORLD, compression))
-    return total(tf.constant([1.0, 2.0, 3.0]) * (1.0 + MPI.COMM_WORLD.rank)).numpy()
+    over, rank = OverHorovod(MPI.COMM_WORLD, compression), MPI.COMM_WORLD.rank
+    rows = tf.IndexedSlices(tf.fill([1, 2], 1.0 + rank), tf.constant([rank]), tf.constant([4, 2]))
+    total = tf.function(over.total)(tf.constant([1.0, 2.0, 3.0]) * (1.0 + rank)).numpy()
+    return total, tf.convert_to_tensor(tf.function(over.rows)(rows)).numpy()
 
 
 @pytest.mark.skipif(
@@ -121,5 +160,6 @@ def sum_through_horovod(compression: str | None) -> np.ndarray:
 )
 @pytest.mark.parametrize("compression", [None, "fp16"])
 def test_horovod_sums_over_the_ranks(on_new_ranks, compression):
-    for total in on_new_ranks(2, sum_through_horovod, compression):
+    for total, rows in on_new_ranks(2, sum_through_horovod, compression):
         np.testing.assert_array_equal(total, [3, 6, 9])
+        np.testing.assert_array_equal(rows, [[1, 1], [2, 2], [0, 0], [0, 0]])
