@@ -24,8 +24,10 @@ class RankHistory:
             list of a vector's numbers.
         rows: rows that it trained on in each epoch.
         seconds: for each of `computation`, `communication` and `waiting` (for other ranks) one value an
-            epoch. Communication that runs beside computation is not counted.
-        telemetry: what the center measured over the whole training, such as the number of exchanges.
+            epoch. Communication that runs beside computation is not counted. Where ranks average gradients,
+            waiting for slower ranks is part of their communication.
+        telemetry: what the center, or the sums of gradients, measured over the whole training, such as the
+            number of exchanges.
         member: the number of the ensemble's member that it trained; 0 without an ensemble.
         learning_rate: of the rank's optimizer, at the end of each epoch. Empty where it is made of several.
         staleness: for each epoch, how many updates of other ranks the center took, on average, between two
