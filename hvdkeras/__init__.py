@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hvdkeras.history import History
     from hvdkeras.launch.failure import TrainingError
     from hvdkeras.predictors import ModelPredictor
+    from hvdkeras.simulation import simulate
     from hvdkeras.trainers import (
         ADAG,
         AEASGD,
@@ -80,6 +81,7 @@ __all__ = [
     "SynchronousSGD",
     "Trainer",
     "TrainingError",
+    "simulate",
 ]
 
 # Where names are that are not trainers.
@@ -98,6 +100,7 @@ _HOMES = {
     "StandardTransformer": "hvdkeras.transformers",
     "StandardTransformerModel": "hvdkeras.transformers",
     "TrainingError": "hvdkeras.launch.failure",
+    "simulate": "hvdkeras.simulation",
 }
 
 

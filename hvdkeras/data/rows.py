@@ -15,7 +15,7 @@ from hvdkeras.data.columns import Column, row_bytes
 from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
 from hvdkeras.data.ragged import from_bytes
 from hvdkeras.data.shards import Shards
-from hvdkeras.data.split import permutation
+from hvdkeras.data.share import Share
 from hvdkeras.data.store import local_path, map_file, map_rows, open_filesystem
 
 # A block costs a call into Python, and each piece of the data that it reads from costs a few microseconds,
@@ -79,15 +79,10 @@ class Rows:
         _check_chosen(chosen, shards.rows)
         shards.check_rows(size, None if chosen is None else len(chosen))
         self.columns = shards.columns
-        self._rank, self._seed, self._shuffle = rank, seed, shuffle
-        self._total = shards.rows if chosen is None else len(chosen)
-        self._batch_size = batch_size
-        self._start, self._stop = (self._total * at // size for at in (rank, rank + 1))
-        self.rows = self._stop - self._start
-        fewest, most = self._total // size, -(-self._total // size)
-        # Every batch has at least one row on every rank; without the bound batches of one row could be empty.
-        self.steps = min(-(-most // batch_size), fewest)
-        first, last = (0, self._total - 1) if shuffle else (self._start, self._stop - 1)
+        total = shards.rows if chosen is None else len(chosen)
+        self._share = Share(total, rank, size, batch_size, seed, shuffle)
+        self.rows, self.steps = self._share.rows, self._share.steps
+        first, last = (0, total - 1) if shuffle else (self._share.start, self._share.stop - 1)
         self._chosen = None
         if chosen is not None:
             share, (first, last) = chosen[first : last + 1], chosen[[first, last]].tolist()
@@ -112,7 +107,7 @@ class Rows:
     @property
     def batch_sizes(self) -> np.ndarray:
         """Rows of each batch of an epoch, shape `(steps,)`, int64."""
-        return np.diff(self._cuts(0, self.steps))
+        return np.diff(self._share.cuts(0, self.steps))
 
     def block(self, epoch: int, step: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """Gathers `block_steps` batches, or the remaining ones of the epoch.
@@ -127,33 +122,20 @@ class Rows:
                 `(rows,)`; with padding, rows as long as the longest one.
             sizes: number of rows in each batch, shape `(k,)`, int64.
         """
-        cuts = self._cuts(step, min(step + self.block_steps, self.steps))
+        cuts = self._share.cuts(step, min(step + self.block_steps, self.steps))
         rows = self._order(epoch)[cuts[0] : cuts[-1]]
         rows = rows.astype(np.intp) if self._chosen is None else self._chosen[rows].astype(np.intp)
         for low, high in itertools.pairwise(cuts - cuts[0]):
             rows[low:high].sort()
         return self._gather(rows), np.diff(cuts)
 
-    def _cuts(self, first: int, last: int) -> np.ndarray:
-        """Returns the first row of each batch from `first` to `last`, counted in the epoch's order."""
-        steps = np.arange(first, last + 1)
-        # Every later batch has at least one row.
-        begins = np.minimum(steps * self._batch_size, self.rows - (self.steps - steps))
-        return np.where(steps == self.steps, self.rows, begins)
-
     def _order(self, epoch: int) -> np.ndarray:
         """Returns the numbers of this rank's rows in an epoch, in the order of the batches."""
         if self._ordered is None or self._ordered[0] != epoch:
             # Frees the old order before the new one is made.
             self._ordered = None
-            self._ordered = epoch, self._new_order(epoch)
+            self._ordered = epoch, self._share.order(epoch)
         return self._ordered[1]
-
-    def _new_order(self, epoch: int) -> np.ndarray:
-        if self._shuffle:
-            order = permutation(self._total, (self._seed, epoch))
-            return order[self._start : self._stop]
-        return permutation(self.rows, (self._seed, epoch, self._rank))
 
     def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Gathers mapped rows, in the order of `rows`."""

@@ -30,6 +30,7 @@ ORDER = [
     "transformers",
     "evaluators",
     "trainers",
+    "simulation",
 ]
 
 
