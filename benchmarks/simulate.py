@@ -1,0 +1,157 @@
+"""How fast is the simulator, and does it predict real runs?
+
+    OPENBLAS_NUM_THREADS=1 python benchmarks/simulate.py
+    OPENBLAS_NUM_THREADS=1 python benchmarks/simulate.py --only speed
+    python benchmarks/simulate.py --only real --workers 2 4
+
+Speed: 1,000 workers make 100 exchanges each, with an MLP of 9,910 weights and windows of one batch of 32 rows, on
+one core. Aim: less than 60 seconds.
+
+Real: the MLP learns scikit-learn's handwritten digits (1,437 rows four times an epoch, 360 to test) on ranks of
+this machine, and in the simulator. Each repetition measures the seconds of a step and of an exchange on as many
+ranks (`measure`), then trains; the table has the medians of the repetitions and of their ratios. Throughput is
+that of the epochs after the first, which compiles. Aims: 15% in throughput, 2 points in accuracy.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import numpy as np
+
+import hvdkeras
+from hvdkeras.simulation import Times, simulate
+from hvdkeras.simulation.measuring import measure
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+LOSS, BATCH_SIZE = "sparse_categorical_crossentropy", 32
+ALGORITHMS = ["AsynchronousEASGD", "DOWNPOUR", "EASGD"]
+
+
+def mlp():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(132, "relu"), keras.layers.Dense(10, "softmax")]
+    return keras.Sequential([keras.Input((64,)), *layers])
+
+
+def digits():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    features = (found.data / 16).astype("float32")[order]
+    labels = found.target.astype("int32")[order]
+    return ({"features": part, "label": names} for part, names in _cut(features, labels, 1437))
+
+
+def _cut(features, labels, at):
+    return (features[:at], labels[:at]), (features[at:], labels[at:])
+
+
+def speed(workers: int, exchanges: int) -> None:
+    learn, test = digits()
+    repeated = -(-workers * BATCH_SIZE // len(learn["label"]))
+    rows = {
+        name: np.concatenate([values] * repeated)[: workers * BATCH_SIZE] for name, values in learn.items()
+    }
+    print(f"{'':20} workers  exchanges  simulated s  accuracy  staleness  seconds (aim)")
+    for name in ALGORITHMS:
+        arguments = {"rho": 0.9 / workers / 0.05} if "EASGD" in name else {}
+        trainer = getattr(hvdkeras, name)(
+            mlp(),
+            loss=LOSS,
+            communication_window=1,
+            batch_size=BATCH_SIZE,
+            num_epoch=exchanges,
+            learning_rate=0.05,
+            **arguments,
+        )
+        times = Times(step=0.01, exchange=1e-5, spread=0.2)
+        begin = time.perf_counter()
+        found = simulate(trainer, rows, workers, times, validation_data=test)
+        seconds = time.perf_counter() - begin
+        print(
+            f"{name:20} {workers:7,} {found.exchanges.sum():10,} {found.seconds:12.2f} "
+            f"{found.evaluations[-1].metrics['accuracy']:9.3f} {found.staleness_mean.mean():10.1f} "
+            f"{seconds:8.1f} (60)",
+            flush=True,
+        )
+
+
+def trained(trainer, learn, test) -> tuple[float, float]:
+    """Rows a second of all ranks, and the accuracy."""
+    model = trainer.train(learn)
+    total = 0.0
+    for rank in trainer.history.ranks:
+        # A rank's epoch is what it computed, exchanged and waited.
+        seconds = np.sum(list(rank.seconds.values()), axis=0)
+        total += rank.rows[1] / np.median(seconds[1:])
+    predicted = model.predict(test["features"], verbose=0).argmax(axis=1)
+    return total, float(np.mean(predicted == test["label"]))
+
+
+def real(workers: int, name: str, epochs: int, repetitions: int) -> None:
+    learn, test = digits()
+    learn = {column: np.concatenate([values] * 4) for column, values in learn.items()}
+    arguments = {"rho": 0.9 / workers / 0.01} if "EASGD" in name else {}
+    trainer = getattr(hvdkeras, name)(
+        mlp(),
+        loss=LOSS,
+        num_workers=workers,
+        batch_size=BATCH_SIZE,
+        communication_window=8,
+        num_epoch=epochs,
+        learning_rate=0.01,
+        threads=1,
+        verbose=0,
+        **arguments,
+    )
+    rows = []
+    for _ in range(repetitions):
+        times = measure(trainer, learn, workers)
+        speed, accuracy = trained(trainer, learn, test)
+        found = simulate(trainer, learn, workers, times, validation_data=test)
+        simulated = found.evaluations[-1].metrics["accuracy"]
+        ratio = found.throughput / speed
+        rows.append(
+            (times.step * 1e3, times.exchange * 1e3, speed, found.throughput, ratio, accuracy, simulated)
+        )
+    ratios = [row[4] for row in rows]
+    step, exchange, *speeds, ratio, accuracy, simulated = (
+        statistics.median(values) for values in zip(*rows, strict=True)
+    )
+    print(
+        f"{name:20} {workers:5} {step:8.2f} {exchange:8.3f} {speeds[0]:9,.0f} {speeds[1]:9,.0f} {ratio:6.2f} "
+        f"({min(ratios):.2f}-{max(ratios):.2f}) {100 * accuracy:7.1f} {100 * simulated:9.1f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=["speed", "real"])
+    parser.add_argument("--workers", nargs="+", type=int, default=[2, 4], help="ranks of the real runs")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--simulated-workers", type=int, default=1000)
+    parser.add_argument("--exchanges", type=int, default=100)
+    options = parser.parse_args()
+    if options.only != "real":
+        speed(options.simulated_workers, options.exchanges)
+    if options.only != "speed":
+        print(f"\n{'':20} ranks     step exchange    rows/s simulated  ratio    (range) accuracy simulated")
+        print(f"{'':20}             ms       ms                     (0.85-1.15)             %  (2 points)")
+        for workers in options.workers:
+            for name in options.algorithms:
+                real(workers, name, options.epochs, options.repetitions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The seconds of a step and of an exchange, from a short real training on this machine."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hvdkeras.simulation.times import Times
+
+if TYPE_CHECKING:
+    from hvdkeras.trainers import Trainer
+
+# The first epoch compiles, and is left out.
+_EPOCHS = 4
+
+
+def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
+    """Trains for a few epochs on ranks of this machine, and returns what a step and an exchange took.
+
+    Args:
+        trainer: the trainer; it is not changed. A batch and a window are its own.
+        data: what it trains on, as in `Trainer.train`; a part of the data is enough.
+        num_workers: ranks. With one, nobody disturbs it; with more the ranks share the machine's memory and
+            cores, and workers that exchange together have a reduction to measure.
+
+    Returns:
+        Times with `step` and `exchange`: medians over the epochs after the first and the ranks. Where
+        gradients are averaged, the step includes the reduction, so that `exchange` is 0.
+
+    Raises:
+        ValueError: as `Trainer.train`.
+    """
+    used = trainer.copy()
+    used.num_workers, used.num_epoch, used.verbose = num_workers, _EPOCHS, 0
+    used.callbacks = used.center_callbacks = used.stop_at = used.checkpoint = used.checkpoint_minutes = None
+    used.max_restarts = 0
+    used.train(data)
+    steps, exchanges = [], []
+    for rank in used.history.ranks:
+        for epoch in range(1, len(rank.rows)):
+            batches = math.ceil(rank.rows[epoch] / used.batch_size)
+            windows = math.ceil(batches / min(used.communication_window or batches, batches))
+            steps.append(rank.seconds["computation"][epoch] / batches)
+            exchanges.append(rank.seconds["communication"][epoch] / windows)
+    return Times(step=float(np.median(steps)), exchange=float(np.median(exchanges)))
