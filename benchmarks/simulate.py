@@ -1,16 +1,20 @@
 """How fast is the simulator, and does it predict real runs?
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/simulate.py
-    OPENBLAS_NUM_THREADS=1 python benchmarks/simulate.py --only speed
+    OPENBLAS_NUM_THREADS=1 python benchmarks/simulate.py --only speed scale
     python benchmarks/simulate.py --only real --workers 2 4
 
-Speed: 1,000 workers make 100 exchanges each, with an MLP of 9,910 weights and windows of one batch of 32 rows, on
-one core. Aim: less than 60 seconds.
+Speed: 1,000 workers make 100 exchanges each, with an MLP of 9,910 weights and windows of one batch of
+32 rows, on one core. Aim: less than 60 seconds.
 
-Real: the MLP learns scikit-learn's handwritten digits (1,437 rows four times an epoch, 360 to test) on ranks of
-this machine, and in the simulator. Each repetition measures the seconds of a step and of an exchange on as many
-ranks (`measure`), then trains; the table has the medians of the repetitions and of their ratios. Throughput is
-that of the epochs after the first, which compiles. Aims: 15% in throughput, 2 points in accuracy.
+Scale: simulated seconds until the MLP knows 90% of the test digits, for 1 to 1,000 workers whose step takes
+10 ms and whose exchange occupies the center for 1 ms; also with one worker that is four times slower.
+
+Real: the MLP learns scikit-learn's handwritten digits (1,437 rows four times an epoch, 360 to test) on ranks
+of this machine, and in the simulator. Each repetition measures the seconds of a step and of an exchange on as
+many ranks (`measure`), then trains; the table has the medians of the repetitions and of their ratios.
+Throughput is that of the epochs after the first, which compiles. Aims: 15% in throughput, 2 points in
+accuracy.
 """
 
 import argparse
@@ -26,7 +30,16 @@ from hvdkeras.simulation.measuring import measure
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+SCALED = {
+    "SynchronousSGD": {},
+    "EASGD": {"communication_window": 8},
+    "AsynchronousEASGD": {"communication_window": 8},
+    "DOWNPOUR": {"communication_window": 8},
+    "ADAG": {"communication_window": 8},
+    "DynSGD": {"communication_window": 8},
+}
 LOSS, BATCH_SIZE = "sparse_categorical_crossentropy", 32
+PARTS = ["speed", "scale", "real"]
 ALGORITHMS = ["AsynchronousEASGD", "DOWNPOUR", "EASGD"]
 
 
@@ -58,7 +71,7 @@ def speed(workers: int, exchanges: int) -> None:
     rows = {
         name: np.concatenate([values] * repeated)[: workers * BATCH_SIZE] for name, values in learn.items()
     }
-    print(f"{'':20} workers  exchanges  simulated s  accuracy  staleness  seconds (aim)")
+    print(f"{'':20} workers  exchanges  simulated s  accuracy  staleness  CPU seconds (aim)  seconds")
     for name in ALGORITHMS:
         arguments = {"rho": 0.9 / workers / 0.05} if "EASGD" in name else {}
         trainer = getattr(hvdkeras, name)(
@@ -71,15 +84,57 @@ def speed(workers: int, exchanges: int) -> None:
             **arguments,
         )
         times = Times(step=0.01, exchange=1e-5, spread=0.2)
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         found = simulate(trainer, rows, workers, times, validation_data=test)
-        seconds = time.perf_counter() - begin
+        seconds, busy = time.perf_counter() - begin, time.process_time() - busy
         print(
             f"{name:20} {workers:7,} {found.exchanges.sum():10,} {found.seconds:12.2f} "
             f"{found.evaluations[-1].metrics['accuracy']:9.3f} {found.staleness_mean.mean():10.1f} "
-            f"{seconds:8.1f} (60)",
+            f"{busy:12.1f} (60) {seconds:8.1f}",
             flush=True,
         )
+
+
+def scale(counts: list[int]) -> None:
+    learn, test = digits()
+    learn = {column: np.concatenate([values] * 45) for column, values in learn.items()}
+    window = 8
+    usual, slow = Times(0.01, 0.001, spread=0.2), Times(0.01, 0.001, spread=0.2, slow={0: 4.0})
+    knee = usual.knee(window, 9910)
+    print(
+        f"\n{'':20} workers  s to 90%  with a slow one    rows/s  center busy  staleness  (knee: {knee:.0f})"
+    )
+    for name, arguments in SCALED.items():
+        for workers in counts:
+            # From 64 workers on, those that learn have learned in two seconds.
+            seconds = 10.0 if workers < 64 else 2.0
+            rho = {"rho": 0.9 / workers / 0.05} if "EASGD" in name else {}
+            trainer = getattr(hvdkeras, name)(
+                mlp(),
+                loss=LOSS,
+                batch_size=BATCH_SIZE,
+                num_epoch=1000,
+                learning_rate=0.05,
+                **arguments,
+                **rho,
+            )
+            found = [
+                simulate(trainer, learn, workers, each, validation_data=test, seconds=seconds, evaluations=40)
+                for each in (usual, slow)
+            ]
+            print(
+                f"{name:20} {workers:7,} {_reached(found[0]):>9} {_reached(found[1]):>16} "
+                f"{found[0].throughput:9,.0f} {found[0].utilization:12.2f} "
+                f"{found[0].staleness_mean.mean():10.1f}",
+                flush=True,
+            )
+
+
+def _reached(found) -> str:
+    seconds, accuracy = found.curve("accuracy")
+    return (
+        f"{seconds[np.argmax(accuracy >= 0.9)]:.2f}" if (accuracy >= 0.9).any() else f"> {found.seconds:.0f}"
+    )
 
 
 def trained(trainer, learn, test) -> tuple[float, float]:
@@ -135,7 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["speed", "real"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--scale", nargs="+", type=int, default=[1, 4, 16, 64, 256, 1000], help="workers")
     parser.add_argument("--workers", nargs="+", type=int, default=[2, 4], help="ranks of the real runs")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--epochs", type=int, default=6)
@@ -143,9 +199,11 @@ def main() -> None:
     parser.add_argument("--simulated-workers", type=int, default=1000)
     parser.add_argument("--exchanges", type=int, default=100)
     options = parser.parse_args()
-    if options.only != "real":
+    if "speed" in options.only:
         speed(options.simulated_workers, options.exchanges)
-    if options.only != "speed":
+    if "scale" in options.only:
+        scale(options.scale)
+    if "real" in options.only:
         print(f"\n{'':20} ranks     step exchange    rows/s simulated  ratio    (range) accuracy simulated")
         print(f"{'':20}             ms       ms                     (0.85-1.15)             %  (2 points)")
         for workers in options.workers:

@@ -41,6 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("script", type=_file, help="a Python script")
     run.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
     run.set_defaults(command=_run)
+
+    # The simulator's room is above this one: its own parser reads the options, and shows the help.
+    measure = commands.add_parser(
+        "measure",
+        help="time a model's step and exchange on this machine, for simulations",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    measure.add_argument("args", nargs=argparse.REMAINDER)
+    measure.set_defaults(command=_measure)
     return parser
 
 
@@ -59,6 +69,10 @@ def _file(text: str) -> str:
 
 def _doctor(_: argparse.Namespace) -> int:
     return 0 if doctor.report() else 1
+
+
+def _measure(options: argparse.Namespace) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-m", "hvdkeras.simulation.command", *options.args])
 
 
 def _run(options: argparse.Namespace) -> NoReturn:

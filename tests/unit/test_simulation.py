@@ -106,7 +106,7 @@ def test_the_center_saturates_at_the_knee(steps):
 @pytest.mark.parametrize("workers", [2, 8])
 def test_asynchrony_begets_momentum(workers):
     """W workers whose steps take exponential times act as a momentum of 1 - 1 / W, with steps of rate / W
-    (Mitliagkas et al. 2016, theorem 3)."""
+    (Mitliagkas et al. 2016)."""
     rate, length, runs = 0.2, 25, 150
     problem, times = Targets([0] * workers, steps=40), Times(step=1, spread=1)
     algorithm = trainer("DOWNPOUR", rate=rate)
@@ -150,7 +150,7 @@ def round_robin(workers, rate, alpha):
 @pytest.mark.parametrize("workers", [1, 3, 8])
 @pytest.mark.parametrize(("rate", "alpha"), [(0.5, 0.9), (0.5, 1.15), (0.5, 1.25), (1.5, 0.1), (2.5, 0.1)])
 def test_easgd_in_round_robin_grows_by_the_eigenvalues_of_its_map(workers, rate, alpha):
-    """The setting of Zhang et al. 2015, section 3.3."""
+    """The setting of Zhang et al. 2015, section 3."""
     rounds = 60
     radius = np.abs(np.linalg.eigvals(round_robin(workers, rate, alpha))).max()
     algorithm = trainer(Unbounded, rate=rate, rho=alpha / rate)
