@@ -30,14 +30,7 @@ from hvdkeras.simulation.measuring import measure
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-SCALED = {
-    "SynchronousSGD": {},
-    "EASGD": {"communication_window": 8},
-    "AsynchronousEASGD": {"communication_window": 8},
-    "DOWNPOUR": {"communication_window": 8},
-    "ADAG": {"communication_window": 8},
-    "DynSGD": {"communication_window": 8},
-}
+SCALED = ["SynchronousSGD", "EASGD", "AsynchronousEASGD", "DOWNPOUR", "ADAG", "DynSGD"]
 LOSS, BATCH_SIZE = "sparse_categorical_crossentropy", 32
 PARTS = ["speed", "scale", "real"]
 ALGORITHMS = ["AsynchronousEASGD", "DOWNPOUR", "EASGD"]
@@ -65,14 +58,14 @@ def _cut(features, labels, at):
     return (features[:at], labels[:at]), (features[at:], labels[at:])
 
 
-def speed(workers: int, exchanges: int) -> None:
+def speed(workers: int, exchanges: int, names: list[str]) -> None:
     learn, test = digits()
     repeated = -(-workers * BATCH_SIZE // len(learn["label"]))
     rows = {
         name: np.concatenate([values] * repeated)[: workers * BATCH_SIZE] for name, values in learn.items()
     }
     print(f"{'':20} workers  exchanges  simulated s  accuracy  staleness  CPU seconds (aim)  seconds")
-    for name in ALGORITHMS:
+    for name in names:
         arguments = {"rho": 0.9 / workers / 0.05} if "EASGD" in name else {}
         trainer = getattr(hvdkeras, name)(
             mlp(),
@@ -95,7 +88,7 @@ def speed(workers: int, exchanges: int) -> None:
         )
 
 
-def scale(counts: list[int]) -> None:
+def scale(counts: list[int], names: list[str]) -> None:
     learn, test = digits()
     learn = {column: np.concatenate([values] * 45) for column, values in learn.items()}
     window = 8
@@ -104,7 +97,8 @@ def scale(counts: list[int]) -> None:
     print(
         f"\n{'':20} workers  s to 90%  with a slow one    rows/s  center busy  staleness  (knee: {knee:.0f})"
     )
-    for name, arguments in SCALED.items():
+    for name in names:
+        arguments = {} if name == "SynchronousSGD" else {"communication_window": window}
         for workers in counts:
             # From 64 workers on, those that learn have learned in two seconds.
             seconds = 10.0 if workers < 64 else 2.0
@@ -191,6 +185,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--scaled", nargs="+", choices=SCALED, default=SCALED)
     parser.add_argument("--scale", nargs="+", type=int, default=[1, 4, 16, 64, 256, 1000], help="workers")
     parser.add_argument("--workers", nargs="+", type=int, default=[2, 4], help="ranks of the real runs")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
@@ -200,9 +195,9 @@ def main() -> None:
     parser.add_argument("--exchanges", type=int, default=100)
     options = parser.parse_args()
     if "speed" in options.only:
-        speed(options.simulated_workers, options.exchanges)
+        speed(options.simulated_workers, options.exchanges, options.algorithms)
     if "scale" in options.only:
-        scale(options.scale)
+        scale(options.scale, options.scaled)
     if "real" in options.only:
         print(f"\n{'':20} ranks     step exchange    rows/s simulated  ratio    (range) accuracy simulated")
         print(f"{'':20}             ms       ms                     (0.85-1.15)             %  (2 points)")

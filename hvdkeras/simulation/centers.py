@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ class AsynchronousCenter:
 
     Attributes:
         local: the vectors.
+        pushes: calls of `push` and `exchange` of all workers.
         workers: the center as each worker sees it, with its counters.
     """
 
@@ -207,8 +207,3 @@ class SynchronousWorker:
         self.in_flight = True
         self.pushes += 1
         return kept
-
-
-def own_copies(algorithm: Any, count: int) -> list[Any]:
-    """Returns a copy of the algorithm for each worker, as each rank has its own."""
-    return [copy.copy(algorithm) for _ in range(count)]

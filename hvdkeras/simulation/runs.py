@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hvdkeras.algorithm import Algorithm
-from hvdkeras.simulation.centers import AsynchronousCenter, SynchronousCenter, own_copies
+from hvdkeras.simulation.centers import AsynchronousCenter, SynchronousCenter
 from hvdkeras.simulation.problems import MeanGradient, Problem
 from hvdkeras.simulation.replicas import SGD, Replicas
 from hvdkeras.simulation.times import Stopwatch, Times
@@ -76,7 +76,7 @@ class Asynchronous:
         seed: int,
     ) -> None:
         self.replicas = _replicas(algorithm, problem, optimizer, num_workers)
-        self._algorithms = own_copies(algorithm, num_workers)
+        self._algorithms = [copy.copy(algorithm) for _ in range(num_workers)]
         self._num_epoch = num_epoch
         self._center = AsynchronousCenter(problem.initial, algorithm.center_slots, num_workers)
         self._states = [
@@ -133,7 +133,7 @@ class Asynchronous:
         heapq.heappush(self._arrivals, (now + seconds + self._latency, self._order, worker, steps))
 
 
-class Together:
+class Synchronous:
     """All workers exchange together.
 
     A reduction runs beside the next window, until a worker needs its result.
@@ -152,7 +152,7 @@ class Together:
         seed: int,
     ) -> None:
         self.replicas = _replicas(algorithm, problem, optimizer, num_workers)
-        self._algorithms = own_copies(algorithm, num_workers)
+        self._algorithms = [copy.copy(algorithm) for _ in range(num_workers)]
         self._num_epoch, self._workers = num_epoch, range(num_workers)
         self._center = SynchronousCenter(problem.initial, num_workers)
         self._states = [own.begin(self._center.value.copy()) for own in self._algorithms]

@@ -16,13 +16,13 @@ from hvdkeras.simulation.dense import DenseModel
 from hvdkeras.simulation.problems import Problem
 from hvdkeras.simulation.replicas import SGD
 from hvdkeras.simulation.result import Simulation
-from hvdkeras.simulation.runs import Asynchronous, Averaged, Run, Together
+from hvdkeras.simulation.runs import Asynchronous, Averaged, Run, Synchronous
 from hvdkeras.simulation.times import Failures, Times
 
 if TYPE_CHECKING:
     from hvdkeras.trainers import Trainer
 
-_RUNS = {Mode.ASYNCHRONOUS: Asynchronous, Mode.SYNCHRONOUS: Together, Mode.GRADIENTS: Averaged}
+_RUNS = {Mode.ASYNCHRONOUS: Asynchronous, Mode.SYNCHRONOUS: Synchronous, Mode.GRADIENTS: Averaged}
 
 
 def simulate(
@@ -65,6 +65,17 @@ def simulate(
         ValueError: an argument, the model, the optimizer or the data is of a kind that is not simulated; or
             an argument of the trainer contradicts its algorithm's theory.
     """
+    _check(trainer, num_workers, times, evaluations)
+    problem = _problem(trainer, data, num_workers, shuffle, validation_data)
+    # A worker alone trains like one that averages its gradients with nobody.
+    kind = _RUNS.get(trainer.mode, Averaged)
+    run = kind(trainer.algorithm(), problem, SGD.of(trainer), num_workers, trainer.num_epoch, times, seed)
+    return _Course(run, problem, num_workers, failures, evaluations, seed).complete(
+        math.inf if seconds is None else seconds
+    )
+
+
+def _check(trainer: Trainer, num_workers: int, times: Times, evaluations: int) -> None:
     check_contract(trainer)
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
         raise ValueError(f"num_workers must be a positive integer. Received: {num_workers!r}")
@@ -73,18 +84,11 @@ def simulate(
     if evaluations < 1:
         raise ValueError(f"evaluations must be a positive integer. Received: {evaluations!r}")
     trainer.check(num_workers)
-    # A worker alone trains like one that averages its gradients with nobody.
-    kind = _RUNS.get(trainer.mode, Averaged)
     if trainer.mode is Mode.INDEPENDENT and num_workers > 1:
         raise ValueError(
             f"num_workers must be 1 for {type(trainer).__name__}, whose ranks never exchange. "
             f"Received: {num_workers}"
         )
-    problem = _problem(trainer, data, num_workers, shuffle, validation_data)
-    run = kind(trainer.algorithm(), problem, SGD.of(trainer), num_workers, trainer.num_epoch, times, seed)
-    return _Course(run, problem, num_workers, failures, evaluations, seed).complete(
-        math.inf if seconds is None else seconds
-    )
 
 
 def _problem(trainer: Trainer, data: Any, num_workers: int, shuffle: bool, validation_data: Any) -> Problem:
