@@ -18,6 +18,15 @@ _ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
     "tanh": (lambda z: np.tanh(z, out=z), lambda a: 1 - a * a),
     "sigmoid": (lambda z: 1 / (1 + np.exp(-z)), lambda a: a * (1 - a)),
 }
+# Options of layers that are not simulated.
+_OPTIONS = (
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+    "lora_rank",
+)
 _CROSS_ENTROPIES = ("sparse_categorical_crossentropy", "categorical_crossentropy")
 
 
@@ -213,6 +222,12 @@ def _layers(model: Any) -> list[Layer]:
             raise ValueError(
                 f"keras_model must have only Dense and Flatten layers that train. Received: {layer.name!r}, "
                 f"{type(layer).__name__}"
+            )
+        options = [name for name in _OPTIONS if getattr(layer, name, None) is not None]
+        if options or layer.compute_dtype != "float32":
+            raise ValueError(
+                f"keras_model must be of float32, its layers without {listed(_OPTIONS)}. "
+                f"Received: {layer.name!r} of {layer.compute_dtype} with {listed(options) if options else 'none of them'}"
             )
         if isinstance(layer, keras.layers.Dense):
             found.append(Layer(layer, found[-1].stop if found else 0))

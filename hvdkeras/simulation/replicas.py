@@ -63,6 +63,9 @@ class SGD:
             raise ValueError(
                 "worker_optimizer must have a learning rate that is a number. Received: a schedule"
             )
+        if config["momentum"] and optimizer.built and int(optimizer.iterations):
+            steps = int(optimizer.iterations)
+            raise ValueError(f"worker_optimizer must be new. Received: SGD with a momentum of {steps} steps")
         return cls(config["learning_rate"], config["momentum"], config["nesterov"])
 
     def apply(

@@ -12,6 +12,7 @@ import numpy as np
 from hvdkeras.algorithm import Mode, check_contract
 from hvdkeras.data.sources import by_column
 from hvdkeras.history.records import Evaluation
+from hvdkeras.naming import shown
 from hvdkeras.simulation.dense import DenseModel
 from hvdkeras.simulation.problems import Problem
 from hvdkeras.simulation.replicas import SGD
@@ -22,6 +23,18 @@ from hvdkeras.simulation.times import Failures, Times
 if TYPE_CHECKING:
     from hvdkeras.trainers import Trainer
 
+# Arguments of a trainer that change what its ranks compute, and that are not simulated.
+_REFUSED = (
+    "sample_weight_col",
+    "class_weight",
+    "loss_weights",
+    "decode",
+    "padding",
+    "validation_split",
+    "callbacks",
+    "center_callbacks",
+    "stop_at",
+)
 _RUNS = {Mode.ASYNCHRONOUS: Asynchronous, Mode.SYNCHRONOUS: Synchronous, Mode.GRADIENTS: Averaged}
 
 
@@ -83,6 +96,11 @@ def _check(trainer: Trainer, num_workers: int, times: Times, evaluations: int) -
         raise ValueError(f"times must be Times. Received: {times!r}")
     if evaluations < 1:
         raise ValueError(f"evaluations must be a positive integer. Received: {evaluations!r}")
+    for name in _REFUSED:
+        if getattr(trainer, name):
+            raise ValueError(
+                f"{name} must be left out: it is not simulated. Received: {shown(getattr(trainer, name))}"
+            )
     trainer.check(num_workers)
     if trainer.mode is Mode.INDEPENDENT and num_workers > 1:
         raise ValueError(

@@ -285,6 +285,11 @@ def convolution():
     return keras.Sequential([keras.Input((5, 5, 1)), *layers])
 
 
+def regular():
+    layer = keras.layers.Dense(1, kernel_regularizer="l2", name="regular")
+    return keras.Sequential([keras.Input((5,)), layer])
+
+
 QUADRATIC, TIMES = Quadratic([1.0]), Times(step=1)
 
 
@@ -305,6 +310,14 @@ QUADRATIC, TIMES = Quadratic([1.0]), Times(step=1)
             lambda: simulate(trainer("DOWNPOUR", worker_optimizer="adam"), QUADRATIC, 2, TIMES),
         ),
         ("data must be arrays by column name", lambda: simulate(trainer("DOWNPOUR"), "folder", 2, TIMES)),
+        (
+            "stop_at must be left out",
+            lambda: simulate(trainer("DOWNPOUR", stop_at={"loss": 1}), QUADRATIC, 2, TIMES),
+        ),
+        (
+            "Received: 'regular' of float32 with kernel_regularizer",
+            lambda: simulate(hvdkeras.DOWNPOUR(regular(), loss="mse"), {"features": []}, 2, TIMES),
+        ),
         (
             "only Dense and Flatten layers",
             lambda: simulate(hvdkeras.DOWNPOUR(convolution(), loss="mse"), {"features": []}, 2, TIMES),
