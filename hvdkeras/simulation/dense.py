@@ -227,7 +227,7 @@ def _layers(model: Any) -> list[Layer]:
         if options or layer.compute_dtype != "float32":
             raise ValueError(
                 f"keras_model must be of float32, its layers without {listed(_OPTIONS)}. "
-                f"Received: {layer.name!r} of {layer.compute_dtype} with {listed(options) if options else 'none of them'}"
+                f"Received: {layer.name!r} of {layer.compute_dtype} with {listed(options or ['none'])}"
             )
         if isinstance(layer, keras.layers.Dense):
             found.append(Layer(layer, found[-1].stop if found else 0))
