@@ -35,6 +35,8 @@ _REFUSED = (
     "center_callbacks",
     "stop_at",
 )
+# Restarts from one checkpoint after which a training counts as one that never ends.
+_VAIN = 1000
 _RUNS = {Mode.ASYNCHRONOUS: Asynchronous, Mode.SYNCHRONOUS: Synchronous, Mode.GRADIENTS: Averaged}
 
 
@@ -75,8 +77,9 @@ def simulate(
         What was found; see `Simulation`.
 
     Raises:
-        ValueError: an argument, the model, the optimizer or the data is of a kind that is not simulated; or
-            an argument of the trainer contradicts its algorithm's theory.
+        ValueError: an argument, the model, the optimizer or the data is of a kind that is not simulated; an
+            argument of the trainer contradicts its algorithm's theory; or workers die so often that the
+            training never ends.
     """
     _check(trainer, num_workers, times, evaluations)
     problem = _problem(trainer, data, num_workers, shuffle, validation_data)
@@ -146,7 +149,7 @@ class _Course:
         self._failures, self._every = failures, 1 / evaluations
         self._random = np.random.default_rng((seed, *b"failures"))
         # What restarts have added to the run's own seconds.
-        self._lost, self._count = 0.0, 0
+        self._lost, self._count, self._in_vain = 0.0, 0, 0
         self._found: list[Evaluation] = []
 
     def complete(self, seconds: float) -> Simulation:
@@ -165,7 +168,7 @@ class _Course:
             if self._run.replicas.epochs_done >= self._found[-1].epoch + self._every - 1e-9:
                 self._evaluate()
             if self._failures and self._run.now - saved.now >= self._failures.checkpoint:
-                saved = self._checkpoint()
+                saved, self._in_vain = self._checkpoint(), 0
         if self._run.replicas.epochs_done > self._found[-1].epoch:
             self._evaluate()
         return self._result(seconds)
@@ -173,6 +176,12 @@ class _Course:
     def _restart(self, saved: Run, dies: float) -> tuple[Run, float]:
         """Resumes from a checkpoint after a death; returns a copy of it, and the next death."""
         self._count += 1
+        self._in_vain += 1
+        if self._in_vain == _VAIN:
+            raise ValueError(
+                f"failures must let {self._num_workers} workers reach the next checkpoint. Received: "
+                f"{self._failures}, with {_VAIN} restarts from one checkpoint"
+            )
         self._run = saved
         self._lost = dies + self._failures.restart - saved.now
         self._found = [each for each in self._found if each.epoch <= saved.replicas.epochs_done]

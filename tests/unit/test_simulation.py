@@ -311,6 +311,10 @@ QUADRATIC, TIMES = Quadratic([1.0]), Times(step=1)
         ),
         ("data must be arrays by column name", lambda: simulate(trainer("DOWNPOUR"), "folder", 2, TIMES)),
         (
+            "must let 4 workers reach the next checkpoint",
+            lambda: simulate(trainer("DOWNPOUR"), QUADRATIC, 4, TIMES, failures=Failures(1, 0, 50)),
+        ),
+        (
             "stop_at must be left out",
             lambda: simulate(trainer("DOWNPOUR", stop_at={"loss": 1}), QUADRATIC, 2, TIMES),
         ),
