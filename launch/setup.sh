@@ -4,9 +4,9 @@
 #   launch/setup.sh            TensorFlow for CPUs
 #   launch/setup.sh gpu        TensorFlow with CUDA from its wheels, and Horovod compiled with NCCL
 #
-#   PYTHON=python3.12          which Python makes the environment (default: the first of 3.11, 3.12, 3.10, 3.13)
-#   TENSORFLOW=2.18.1          which TensorFlow goes into it (default: that of launch/constraints.txt; gpu: 2.18.1)
-#   SPARK=4.1.4                which Spark goes into it (default: 3.5.9, which runs on any Java 17)
+#   PYTHON=python3.12          which Python makes the environment (default: the first of 3.13, 3.12, 3.11, 3.10)
+#   TENSORFLOW=2.18.1          which TensorFlow goes into it (default: 2.21.0, of launch/constraints.txt; gpu: 2.18.1)
+#   SPARK=4.1.4                which Spark goes into it (default: 3.5.9, which runs on any Java 17, also a JRE)
 #   CONSTRAINTS=FILE           other versions than those of launch/constraints.txt
 #   HVDKERAS_CACHE=DIR         where built Horovod wheels are kept (default: ~/.cache/hvdkeras)
 #   VENV=DIR                   where the environment goes (default: .venv)
@@ -23,7 +23,9 @@ cache=${HVDKERAS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvdkeras}
 constraints=${CONSTRAINTS:-launch/constraints.txt}
 # Horovod's GPU code compiles against this TensorFlow and none newer.
 tensorflow_version=${TENSORFLOW:-$([[ $build == gpu ]] && echo 2.18.1 || true)}
-pythons=(python3.11 python3.12 python3.10 python3.13 python3)
+pythons=(python3.13 python3.12 python3.11 python3.10 python3)
+# TensorFlow has wheels for Python 3.13 from 2.20 on.
+newest=$([[ $tensorflow_version == 2.1* ]] && echo 12 || echo 13)
 
 step() { printf '\033[1m[setup %3ss] %s\033[0m\n' "$SECONDS" "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
@@ -65,8 +67,8 @@ check_compilers() {
 }
 
 make_venv() {
-    local candidate good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
-    if [[ -x $venv/bin/python ]] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    local candidate good="import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))"
+    if "$venv/bin/python" -c "$good" 2>/dev/null && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         [[ -z ${PYTHON:-} ]] && return
         [[ $("$PYTHON" -V 2>&1) == $("$venv/bin/python" -V) ]] && return
     fi
@@ -77,7 +79,7 @@ make_venv() {
             return
         fi
     done
-    fail "Python 3.10 to 3.13 with venv is needed (PYTHON=... names one). Received: ${PYTHON:-$(python3 --version 2>&1 || true)}"
+    fail "Python 3.10 to 3.$newest with venv is needed (PYTHON=... names one). Received: ${PYTHON:-$(python3 --version 2>&1 || true)}"
 }
 
 # Spark 4 refuses a Java without jdk.incubator.vector, which the JRE wheel has not.

@@ -147,7 +147,7 @@ def kept_random_state() -> Iterator[None]:
     # Keras makes its generator when it is first used, TensorFlow its own when a seed is set.
     name = "global_seed_generator"
     of_keras = global_state.get_global_attribute(name)
-    state = None if of_keras is None else np.array(of_keras.state)
+    state = None if of_keras is None else np.asarray(of_keras.state)
     of_tensorflow = getattr(context.context(), "_rng", None)
     seeds = of_tensorflow.getstate() if of_tensorflow else None
     of_python, of_numpy = random.getstate(), np.random.get_state()
