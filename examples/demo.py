@@ -6,6 +6,7 @@ second into demo-history.png.
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,7 +24,9 @@ order = np.random.default_rng(0).permutation(len(digits.target))
 images, labels = (digits.data[order] / 16).astype("float32"), digits.target[order]
 train, test = slice(0, 1437), slice(1437, None)
 
-spark = SparkSession.builder.master("local[2]").appName("hvdkeras demo").getOrCreate()
+log = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
+session = SparkSession.builder.master("local[2]").appName("hvdkeras demo")
+spark = session.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log}").getOrCreate()
 spark.sparkContext.setLogLevel("ERROR")
 rows = [(image.tolist(), int(label)) for image, label in zip(images[train], labels[train], strict=True)]
 dataframe = spark.createDataFrame(rows, "features array<float>, label int")
