@@ -9,6 +9,7 @@ from typing import Any
 import hosts as two
 import pytest
 
+import archives
 import ranks
 
 DRIVE = Path(__file__).with_name("drive.py")
@@ -57,12 +58,15 @@ def on_driver(spark_cluster: two.Hosts, tmp_path_factory: pytest.TempPathFactory
     """`on_driver(fn, *args)` calls `fn(session, *args)` in a Spark driver on alpha and returns the result.
 
     `fn` may be a function of the test's own module. What it raises comes as an AssertionError with the
-    driver's output. `timeout` is the seconds for all, default 240.
+    driver's output. `timeout` is the seconds for all, default 240. With `unpack` every executor unpacks an
+    archive of this environment in its own folder, and runs the Python in it.
     """
 
-    def run(fn: Callable[..., Any], *args: Any, timeout: float = 240.0) -> Any:
+    def run(fn: Callable[..., Any], *args: Any, timeout: float = 240.0, unpack: bool = False) -> Any:
         folder = tmp_path_factory.mktemp("driver")
         ranks.pack(folder / "call", fn, args)
+        if unpack:
+            archives.pack(folder / "environment.tar.gz")
         program = [sys.executable, str(DRIVE), str(folder), two.ADDRESSES[0]]
         command = spark_cluster.entered(0, program)
         process = ranks.start(command, spark_cluster.environment, folder / "output")

@@ -1,5 +1,9 @@
-"""A Spark driver on a host of the tests: calls the pickled function with a session of the cluster."""
+"""A Spark driver on a host of the tests: calls the pickled function with a session of the cluster.
 
+Where its folder holds `environment.tar.gz`, every executor unpacks that and runs the Python in it.
+"""
+
+import os
 import pickle
 import sys
 import traceback
@@ -11,8 +15,13 @@ from pyspark.sql import SparkSession
 
 def main(folder: Path, address: str) -> None:
     fn, args = pickle.loads((folder / "call").read_bytes())
+    builder = SparkSession.builder
+    archive = folder / "environment.tar.gz"
+    if archive.exists():
+        os.environ["PYSPARK_PYTHON"] = "./environment/bin/python"
+        builder = builder.config("spark.archives", f"{archive}#environment")
     session = (
-        SparkSession.builder.master(f"spark://{address}:7077")
+        builder.master(f"spark://{address}:7077")
         .appName("hvdkeras tests between hosts")
         .config("spark.driver.host", address)
         .config("spark.executor.memory", "1g")

@@ -1,5 +1,7 @@
 """Ranks on the executors of a Spark standalone cluster over two hosts."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,32 @@ def test_ranks_sit_on_both_hosts_and_sums_are_exact(on_driver):
     for rank, (_, number, size, neighbours, totals) in enumerate(results):
         assert (number, size, neighbours) == (rank, 4, 2)
         assert totals == [(20, 20), (20, 20)]
+
+
+def sums_and_places(length, pushes):
+    import os
+    import sys
+
+    name, *_, totals = sums(length, pushes)
+    own = os.path.samefile(sys.prefix, "environment")
+    return name, sys.prefix, own, os.environ["OPAL_PREFIX"], os.environ["PATH"].split(":")[0], totals
+
+
+def run_sums_and_places(session, length, pushes):
+    from hvdkeras.launch import spark
+
+    return spark.run(sums_and_places, (length, pushes), num_proc=4)
+
+
+def test_each_host_runs_the_environment_that_its_executor_has_unpacked(on_driver):
+    results = on_driver(run_sums_and_places, 1000, 2, unpack=True)
+    prefixes = {}
+    for name, prefix, own, open_mpi, first_on_path, totals in results:
+        assert own
+        assert open_mpi == prefix
+        assert first_on_path == f"{prefix}/bin"
+        assert totals == [(8, 8), (8, 8)]
+        prefixes.setdefault(name, set()).add(prefix)
+    # A host's ranks share one; the hosts have none in common, nor with the driver.
+    assert sorted(map(len, prefixes.values())) == [1, 1]
+    assert len({sys.prefix}.union(*prefixes.values())) == 3

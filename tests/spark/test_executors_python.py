@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-import tarfile
-from pathlib import Path
 
 import pytest
+
+import archives
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
@@ -40,20 +40,9 @@ if __name__ == "__main__":
 """
 
 
-def pack(file: Path) -> None:
-    """Packs this environment as links to its files: an archive of it without its gigabytes."""
-    root = Path(sys.prefix)
-    names = [name for name in root.iterdir() if name.name != "bin"]
-    with tarfile.open(file, "w:gz") as archive:
-        for path in [*names, *(root / "bin").iterdir()]:
-            link = tarfile.TarInfo(str(path.relative_to(root)))
-            link.type, link.linkname = tarfile.SYMTYPE, str(path)
-            archive.addfile(link)
-
-
 @pytest.mark.timeout(300)
 def test_ranks_run_the_python_that_their_executor_has_unpacked(tmp_path):
-    pack(tmp_path / "environment.tar.gz")
+    archives.pack(tmp_path / "environment.tar.gz")
     (tmp_path / "program.py").write_text(PROGRAM)
     ran = subprocess.run(
         [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "environment.tar.gz")],
