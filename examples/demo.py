@@ -1,16 +1,15 @@
 """Trains on handwritten digits through Spark: one rank, then two with synchronous EASGD.
 
-Run with `make demo`. It prints both accuracies on rows that were held out, and draws the training of the
-second into demo-history.png.
+Run with `make demo`. It prints both accuracies on held-out rows, and draws the second in demo-history.png.
 """
 
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and with it a note at every start
+os.environ.setdefault("SPARK_CONF_DIR", os.path.join(os.path.dirname(os.path.abspath(__file__)), "conf"))
 
 import keras
 import numpy as np
@@ -24,9 +23,7 @@ order = np.random.default_rng(0).permutation(len(digits.target))
 images, labels = (digits.data[order] / 16).astype("float32"), digits.target[order]
 train, test = slice(0, 1437), slice(1437, None)
 
-log = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
-session = SparkSession.builder.master("local[2]").appName("hvdkeras demo")
-spark = session.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log}").getOrCreate()
+spark = SparkSession.builder.master("local[2]").appName("hvdkeras demo").getOrCreate()
 spark.sparkContext.setLogLevel("ERROR")
 rows = [(image.tolist(), int(label)) for image, label in zip(images[train], labels[train], strict=True)]
 dataframe = spark.createDataFrame(rows, "features array<float>, label int")
