@@ -107,7 +107,7 @@ find_java() {
 choose_versions() {
     chosen=$venv/constraints.txt
     if [[ -n $tensorflow_version ]]; then
-        grep -vE '^(tensorflow|tensorflow-cpu|keras|numpy|pandas|pyarrow)==' "$constraints" >"$chosen"
+        grep -vE '^(tensor(board|flow|flow-cpu)|keras|numpy|pandas|pyarrow)==' "$constraints" >"$chosen"
         printf '%s\n' {tensorflow,tensorflow-cpu}"==$tensorflow_version" >>"$chosen"
     else
         cp "$constraints" "$chosen"
