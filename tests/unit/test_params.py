@@ -108,3 +108,10 @@ def test_a_grid_over_the_rate_is_refused_where_it_would_change_nothing():
     assert tuned.recipe().build().optimizer.learning_rate.numpy() == 0.5
     both = compiled.copy({compiled.learning_rate_param: 0.5, compiled.worker_optimizer_param: "sgd"})
     assert both.recipe().build().optimizer.learning_rate.numpy() == 0.5
+
+
+def test_a_grid_over_a_trainer_that_resumes_is_refused(tmp_path):
+    trainer = hvdkeras.EASGD(model(), loss="mse", checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="each candidate would resume the one before"):
+        trainer.copy({trainer.rho_param: 0.5})
+    assert trainer.copy({trainer.num_epoch_param: 3, trainer.resume_param: True}).resume
