@@ -136,7 +136,8 @@ class Configuration(Declared):
         batch_size: rows of one step of one rank.
         num_epoch: passes over the data.
         features_col: the column of the model's input; a list with one column for each input, or a dict by
-            the inputs' names: those of the Input layers, or the keys of a model that takes a dict.
+            the inputs' names: those of the Input layers, or the keys of a model that takes a dict. A model
+            with one input of shape (n,) takes a list of n columns, too, with a number each.
         label_col: the column of the labels; a list with one column for each output, or a dict by the
             outputs' names. Outputs without a loss may be left out, or have None. None: no labels, for
             models that compute a loss of their own. Integer labels fit the sparse losses, and the
@@ -332,7 +333,11 @@ class Configuration(Declared):
         """The columns of the model's inputs and of labels."""
         features = _names(self.features_col)
         if has_inputs(self.keras_model):
-            features = schema.input_columns(self.keras_model, self.features_col)
+            features = [
+                column.name
+                for column in schema.feature_columns(self.keras_model, self.features_col)
+                if not column.stacked
+            ]
         return [*features, *filter(None, _names(self.label_col))]
 
     def _take_what_the_model_is_compiled_with(self) -> None:
