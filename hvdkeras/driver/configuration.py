@@ -26,6 +26,7 @@ from hvdkeras.driver.callbacks import check_callback
 from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
+from hvdkeras.models.labels import losses_of
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.signature import has_inputs
 from hvdkeras.models.targets import Targets, complete_losses, targets
@@ -159,6 +160,13 @@ class Configuration(Declared):
         nan_cols: a column of features, or a list of them, in which NaN, or null in place of a number, is a
             value like others, because the model itself replaces it. Default: NaN is refused.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
+        prediction_col: column that the fitted model adds with the number of the most probable class, which
+            Spark's evaluators read, as those of Spark's own classifiers. The model's first output must have
+            a number for each class, or a single one, that of class 1 of two. Default: none.
+        probability_col: column that it adds with the vector of the classes' probabilities. Default: none.
+        raw_prediction_col: column that it adds with the vector of the classes' scores. Default: none.
+        from_logits: whether the first output holds logits instead of probabilities. Default: as its loss
+            has it.
         learning_rate: step size of the default optimizer, and of one that is given by its name; some
             algorithms use it in their rule, too. An optimizer that is given as an object keeps its own.
             Default: 0.01, but for an optimizer that is given by its name Keras's default.
@@ -235,6 +243,10 @@ class Configuration(Declared):
     padding: Mapping[str, float] | None = argument(None, _padding)
     nan_cols: str | Sequence[str] | None = argument(None, _column_names)
     output_col: str | Sequence[str] = argument("prediction", _columns)
+    prediction_col: str | None = argument(None, optional(_column))
+    probability_col: str | None = argument(None, optional(_column))
+    raw_prediction_col: str | None = argument(None, optional(_column))
+    from_logits: bool | None = argument(None, optional(flag))
     learning_rate: float = argument(0.01, positive(float))
     shuffle: bool = argument(False, flag)
     seed: int = argument(0, whole)
@@ -312,6 +324,14 @@ class Configuration(Declared):
     def names_its_optimizer(self) -> bool:
         """Whether `learning_rate` is the rate of the optimizer: it was given by its name, or not at all."""
         return self.worker_optimizer is None or isinstance(self.worker_optimizer, str)
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the model's first output holds logits: `from_logits`, or what its loss says of it."""
+        if self.from_logits is not None:
+            return self.from_logits
+        loss = losses_of(self.loss, schema.output_names(self.keras_model))[0]
+        return getattr(loss, "from_logits", False) is True
 
     def targets(self) -> Targets:
         """Returns what a training reads beside the inputs."""

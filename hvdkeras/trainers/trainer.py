@@ -148,6 +148,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 decode={name: function for name, function in self.decode.items() if name in features},
                 padding={name: number for name, number in self.padding.items() if name in features},
                 nan_cols=self.nan_cols,
+                prediction_col=self.prediction_col,
+                probability_col=self.probability_col,
+                raw_prediction_col=self.raw_prediction_col,
+                from_logits=self.gives_logits,
             )
             _ = made.keras_model  # the executors must be able to load it
             return made
