@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
+from hvdkeras.data.frames import stacked_width
 from hvdkeras.ml import expressions as sql
 from hvdkeras.ml.classes import HasClassColumns
 from hvdkeras.ml.rows import UNEVEN, fed_dtype
@@ -268,16 +269,12 @@ class ModelPredictor(HasClassColumns, Stage, Model):
 
     def _stacked(self, dataset: DataFrame, names: Sequence[str]) -> Column:
         """The expression of several columns of numbers as one of arrays."""
-        width = {"float64": "double"}.get(str(fed_dtype(self._saved.inputs[0])), "float")
-        is_float = fed_dtype(self._saved.inputs[0]).kind == "f"
-        parts = []
-        for name in names:
-            dtype = self._type_of(dataset, name, "features_col")
-            if not sql.is_scalar(dtype):
-                raise self._wrong_type(name, f"numbers, of which {len(names)} are the model's input", dtype)
-            part = sql.flat(sql.column(name), dtype)
-            parts.append(part.cast(width) if is_float else part)
-        return F.array(*parts)
+        kinds = [self._type_of(dataset, name, "features_col") for name in names]
+        for name, kind in zip(names, kinds, strict=True):
+            if not sql.is_scalar(kind):
+                raise self._wrong_type(name, f"numbers, of which {len(names)} are the model's input", kind)
+        width = stacked_width(kinds, fed_dtype(self._saved.inputs[0]))
+        return F.array(*(sql.column(name).cast(width) for name in names))
 
     @staticmethod
     def _formed(flat: Column, tensor: Tensor, form: str) -> Column:

@@ -100,7 +100,7 @@ def _stacked(column: Column, fields: Sequence[StructField]) -> SparkColumn:
     return functions.array(*parts)
 
 
-def stacked_width(kinds: Sequence[DataType], dtype: str) -> str:
+def stacked_width(kinds: Sequence[DataType], dtype: str | np.dtype) -> str:
     """Returns Spark's type to which columns of numbers are cast before they are an array.
 
     An array of different types would have the one that Spark chooses, a float for a long and a float.
