@@ -76,7 +76,6 @@ def test_fit_takes_what_train_takes_and_its_model_what_evaluators_need(dataframe
     trainer.setParams(resume=True, num_epoch=6)
     trainer.fit(dataframe.toPandas())
     assert trainer.history.rows_seen() == [60] * 6
-    assert {rank.host for rank in trainer.history.ranks}
 
 
 KINDS = "whole int, byte tinyint, yes boolean, exact decimal(6,2), real double, text string, held boolean"
