@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
+from hvdkeras.data.frames import stacked_width
 from hvdkeras.ml import expressions as sql
 from hvdkeras.ml.classes import HasClassColumns
 from hvdkeras.ml.rows import UNEVEN, fed_dtype
@@ -30,7 +31,7 @@ from hvdkeras.ml.stage import (
 from hvdkeras.ml.transport import Shipment, bound_batches, score_udf
 from hvdkeras.models.merging import merged
 from hvdkeras.models.saved import SavedModel, Tensor
-from hvdkeras.models.schema import as_list
+from hvdkeras.models.schema import are_stacked, as_list, check_nan_cols, check_stacked
 from hvdkeras.models.serialization import model_from_bytes
 from hvdkeras.naming import listed, shown
 
@@ -63,7 +64,8 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             functions must be registered with Keras or be among `custom_objects`; those of Lambda layers
             travel along. A list of models with the same inputs and outputs, an ensemble's members, predicts
             their mean.
-        features_col: column for each of the model's inputs, in their order: a name or a list.
+        features_col: column for each of the model's inputs, in their order: a name or a list. A model with
+            one input of shape (n,) takes a list of n columns, too, with a number each.
         output_col: column to add for each of the model's outputs, in their order: a name or a list.
         output_type: form of a prediction: "array" (nested as the output's shape, of the output's dtype),
             "vector" (dense, doubles, flat) or "scalar" (for outputs of one number); one for all outputs or a
@@ -203,8 +205,9 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     def udf(self, spark: SparkSession, name: str) -> Any:
         """Registers the model as a function of Spark SQL: `SELECT score(features) FROM t`.
 
-        It takes the features columns, in the order of `features_col`, and returns a number for an output of
-        type "scalar", else a flat array, and for several outputs a struct whose fields are `output_col`.
+        It takes the features columns, in the order of `features_col`; an array, `score(array(a, b))`, where
+        several columns are one input. It returns a number for an output of type "scalar", else a flat array,
+        and for several outputs a struct whose fields are `output_col`.
 
         Args:
             spark: the session whose SQL gets the function.
@@ -219,7 +222,12 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         features, outputs = self.getOrDefault("features_col"), self.getOrDefault("output_col")
         forms, classes = self._forms(), self._class_names(outputs, self._saved.outputs[0])
-        arguments = [self._argument(dataset, *one) for one in zip(features, self._saved.inputs, strict=True)]
+        if self._are_stacked:
+            arguments = [self._stacked(dataset, features)]
+        else:
+            arguments = [
+                self._argument(dataset, *one) for one in zip(features, self._saved.inputs, strict=True)
+            ]
         for argument, name in [*(("output_col", name) for name in outputs), *classes.items()]:
             self._check_new(dataset, name, argument)
         types = self._types(forms)
@@ -254,6 +262,20 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         uneven = f"{self.uid}: column {name!r} must hold {UNEVEN}"
         return sql.flat(sql.column(name), dtype, vectors_as, uneven)
 
+    @property
+    def _are_stacked(self) -> bool:
+        """Whether the features columns have one number each of the model's only input."""
+        return are_stacked(self.getOrDefault("features_col"), [one.shape for one in self._saved.inputs])
+
+    def _stacked(self, dataset: DataFrame, names: Sequence[str]) -> Column:
+        """The expression of several columns of numbers as one of arrays."""
+        kinds = [self._type_of(dataset, name, "features_col") for name in names]
+        for name, kind in zip(names, kinds, strict=True):
+            if not sql.is_scalar(kind):
+                raise self._wrong_type(name, f"numbers, of which {len(names)} are the model's input", kind)
+        width = stacked_width(kinds, fed_dtype(self._saved.inputs[0]))
+        return F.array(*(sql.column(name).cast(width) for name in names))
+
     @staticmethod
     def _formed(flat: Column, tensor: Tensor, form: str) -> Column:
         if form == "vector":
@@ -270,10 +292,14 @@ class ModelPredictor(HasClassColumns, Stage, Model):
     def _udf(self, session: SparkSession, forms: Sequence[str], fields: Sequence[str]) -> Any:
         """The model as a pandas UDF; a struct of several outputs has these fields."""
         bound_batches(session, sum(tensor.numbers for tensor in (*self._saved.inputs, *self._saved.outputs)))
+        columns, nan_cols = self.getOrDefault("features_col"), self.getOrDefault("nan_cols")
+        if self._are_stacked:
+            stacked = listed(columns)
+            columns, nan_cols = [stacked], [stacked] if set(columns) <= set(nan_cols) else []
         key, shipment = self._shipment.send(session, self._all_custom_objects())
         scoring = Scoring(
             stage=self.uid,
-            columns=tuple(self.getOrDefault("features_col")),
+            columns=tuple(columns),
             inputs=self._saved.inputs,
             outputs=self._saved.outputs,
             scalar=tuple(form == "scalar" for form in forms),
@@ -282,7 +308,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
             key=key,
             decode=self._decode,
             padding=self.getOrDefault("padding"),
-            nan_cols=tuple(self.getOrDefault("nan_cols")),
+            nan_cols=tuple(nan_cols),
             batch=self._saved.batch,
             shipment=shipment,
         )
@@ -309,7 +335,12 @@ class ModelPredictor(HasClassColumns, Stage, Model):
 
     def _forms(self) -> list[str]:
         """The form of each output; checks the columns of inputs and outputs."""
-        self._one_for_each(self.features_col, self._saved.inputs, "inputs")
+        features, inputs = self.getOrDefault("features_col"), self._saved.inputs
+        if len(inputs) == 1 and len(features) > 1:
+            check_stacked(features, inputs[0].shape, inputs[0].dtype)
+            check_nan_cols(self.getOrDefault("nan_cols"), features)
+        else:
+            self._one_for_each(self.features_col, inputs, "inputs")
         tensors = self._saved.outputs
         self._one_for_each(self.output_col, tensors, "outputs")
         forms = self.getOrDefault("output_type")

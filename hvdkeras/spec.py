@@ -9,7 +9,7 @@ from typing import Any
 from hvdkeras.algorithm import Algorithm
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.shards import Shards
-from hvdkeras.data.split import Split
+from hvdkeras.data.split import MarkedSplit, Split
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.targets import Batch
 
@@ -32,7 +32,7 @@ class DataSpec:
 
     shards: Shards
     validation: Shards | None
-    split: Split | None
+    split: Split | MarkedSplit | None
     batch_size: int
     seed: int
     shuffle: bool

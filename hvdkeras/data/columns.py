@@ -87,6 +87,8 @@ class Column:
             model replaces. A null in place of a number counts as NaN.
         padding: rows have any length along the first axis; in a batch, shorter ones get this value at their
             end. None: all rows have one length.
+        stacked: names of several columns of the data, with one number in each row, that together are the
+            values of a row. `name` is then for messages only.
 
     Raises:
         ValueError: `shape`, `dtype` or `classes` can't describe a column.
@@ -101,6 +103,7 @@ class Column:
     ignored: int | None = None
     nan: bool = False
     padding: float | None = None
+    stacked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -113,6 +116,7 @@ class Column:
             )
         shape = tuple(None if axis is None else int(axis) for axis in self.shape)
         object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "stacked", tuple(self.stacked))
         if any(axis is not None and axis < 1 for axis in self.shape):
             raise ValueError(f"shape must have positive axes. Received: {self.shape} ({self.name!r})")
         if self.classes is not None and self.classes < 1:
@@ -127,6 +131,11 @@ class Column:
     def is_string(self) -> bool:
         """Whether the values are strings."""
         return self.dtype == "string"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the data's columns that it is read from."""
+        return self.stacked or (self.name,)
 
     @property
     def is_open(self) -> bool:
@@ -329,10 +338,10 @@ def check_names(columns: Sequence[Column], present: Iterable[str]) -> None:
         DataError: one is missing; the message has the most similar names that are in the data.
     """
     present = dict.fromkeys(present)
-    for column in columns:
-        if column.name not in present:
+    for name in dict.fromkeys(name for column in columns for name in column.sources):
+        if name not in present:
             raise DataError(
-                f"column {column.name!r} is not in the data.{did_you_mean(column.name, present)} "
+                f"column {name!r} is not in the data.{did_you_mean(name, present)} "
                 f"Received columns: {listed(present)}"
             )
 

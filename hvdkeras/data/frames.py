@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,11 @@ from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
-from pyspark.sql.types import ArrayType, DataType, FractionalType, StructField
+from pyspark.sql.types import ArrayType, BooleanType, DataType, FractionalType, IntegralType, StructField
 
 from hvdkeras.data.columns import Column, Problem, check_names, check_type
 from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
+from hvdkeras.data.stacking import check_stacked_type
 from hvdkeras.data.store import open_filesystem
 
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
@@ -36,7 +38,12 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
         DataError: a column is missing, or values of its type can't be converted.
     """
     check_names(columns, df.columns)
-    chosen = [_expression(column, df.schema[column.name]) for column in columns]
+    chosen = [
+        _stacked(column, [df.schema[name] for name in column.stacked])
+        if column.stacked
+        else _expression(column, df.schema[column.name])
+        for column in columns
+    ]
     return df.select(*(one.alias(f"c{number}") for number, one in enumerate(chosen)))
 
 
@@ -77,6 +84,35 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
 
 def _innermost(kind: DataType) -> DataType:
     return _innermost(kind.elementType) if isinstance(kind, ArrayType) else kind
+
+
+def _stacked(column: Column, fields: Sequence[StructField]) -> SparkColumn:
+    """Several columns of numbers as one column of arrays."""
+    for field in fields:
+        kind = field.dataType
+        check_stacked_type(column, field.name, _arrow_type(kind), kind.simpleString())
+    sources = [functions.col(_quoted(field.name)) for field in fields]
+    width = stacked_width([field.dataType for field in fields], column.dtype)
+    width = "double" if column.nan and width == "bigint" else width
+    parts = [source.cast(width) for source in sources]
+    if column.nan:
+        parts = [functions.coalesce(part, functions.lit(math.nan).cast(width)) for part in parts]
+    return functions.array(*parts)
+
+
+def stacked_width(kinds: Sequence[DataType], dtype: str | np.dtype) -> str:
+    """Returns Spark's type to which columns of numbers are cast before they are an array.
+
+    An array of different types would have the one that Spark chooses, a float for a long and a float.
+
+    Args:
+        kinds: the columns' types.
+        dtype: of the model's input.
+    """
+    if all(isinstance(kind, IntegralType | BooleanType) for kind in kinds):
+        return "bigint"
+    is_narrow = np.dtype(dtype) == np.float32 and all(isinstance(kind, FractionalType) for kind in kinds)
+    return "float" if is_narrow else "double"
 
 
 def _of_width(kind: DataType, width: str) -> str:

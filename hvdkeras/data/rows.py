@@ -13,6 +13,7 @@ import numpy as np
 
 from hvdkeras.data.columns import Column, row_bytes
 from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
+from hvdkeras.data.parts import Part
 from hvdkeras.data.ragged import from_bytes
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.share import Share
@@ -189,6 +190,14 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def read_column(shards: Shards, column: Column) -> np.ndarray:
+    """Returns all rows of a column of numbers, in the data's order, shape `(rows, *shape)`."""
+    number = shards.distinct.index(column)
+    parts = tuple(Part(part.rows, (part.files[number],)) for part in shards.parts)
+    _, pieces = _map(Shards(shards.url, (column,), parts), 0, shards.rows)
+    return np.concatenate(pieces[column])
 
 
 _Piece = np.ndarray | EncodedRows

@@ -28,6 +28,7 @@ from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write
 from hvdkeras.data.ragged import check_rows
 from hvdkeras.data.raw import RAGGED, SIZE
 from hvdkeras.data.room import room
+from hvdkeras.data.stacking import check_stacked_type, stacked_arrow, stacked_numpy
 from hvdkeras.data.store import joined, normalized, open_filesystem
 from hvdkeras.naming import listed, shown
 
@@ -147,7 +148,12 @@ def write_arrays(
     """
     check_names(columns, arrays)
     distinct = tuple(dict.fromkeys(columns))
-    sources = [_source(column, arrays[column.name]) for column in distinct]
+    sources = [
+        stacked_numpy(column, [arrays[name] for name in column.stacked])
+        if column.stacked
+        else _source(column, arrays[column.name])
+        for column in distinct
+    ]
     lengths = {column.name: len(source) for column, source in zip(distinct, sources, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"arrays must have equally many rows. Received: {shown(lengths)}")
@@ -204,9 +210,13 @@ def write_parquet(
     check_names(columns, data.schema.names)
     distinct = tuple(dict.fromkeys(columns))
     for column in distinct:
-        kind = data.schema.field(column.name).type
-        check_type(column, kind, str(kind))
-    names = [column.name for column in distinct]
+        for name in column.sources:
+            kind = data.schema.field(name).type
+            if column.stacked:
+                check_stacked_type(column, name, kind, str(kind))
+            else:
+                check_type(column, kind, str(kind))
+    names = [name for column in distinct for name in column.sources]
     # Little is read ahead: the memory must not grow with the size of the files.
     scanner = data.scanner(
         columns=list(dict.fromkeys(names)),
@@ -214,7 +224,7 @@ def write_parquet(
         batch_readahead=4,
         fragment_readahead=1,
     )
-    blocks = ([batch.column(name) for name in names] for batch in scanner.to_batches())
+    blocks = ([_block(column, batch) for column in distinct] for batch in scanner.to_batches())
     with _new_folder(store, _bytes(distinct, data.count_rows())) as url:
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
@@ -311,6 +321,11 @@ def _delete(url: str) -> None:
     except OSError as error:
         # A task that Spark gave up may still write. A file that remains must not cost the training's result.
         logger.warning("could not delete all of %s: %s", url, error)
+
+
+def _block(column: Column, batch: pa.RecordBatch) -> pa.Array:
+    arrays = [batch.column(name) for name in column.sources]
+    return stacked_arrow(column, arrays) if column.stacked else arrays[0]
 
 
 def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:

@@ -1,10 +1,12 @@
-"""Random orders of rows, and the split of rows into those for training and those for validation."""
+"""Random orders of rows, and splits of rows into those for training and for validation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from hvdkeras.data.columns import DataError
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,56 @@ class Split:
         order = permutation(self.rows, (self.seed, *b"split"))
         count = self.validation_rows
         return np.sort(order[count:]), np.sort(order[:count])
+
+
+@dataclass(frozen=True)
+class MarkedSplit:
+    """Rows held out for validation, marked by a column of the data. Plain data, a bit for each row.
+
+    Attributes:
+        rows: number of all rows.
+        bits: `numpy.packbits` of the marks.
+    """
+
+    rows: int
+    bits: bytes
+
+    @classmethod
+    def of(cls, marks: np.ndarray, name: str) -> MarkedSplit:
+        """Makes a split of marks.
+
+        Args:
+            marks: whether each row is for validation, shape `(rows,)`, bool.
+            name: of the column, for the message.
+
+        Raises:
+            DataError: a side gets no row.
+        """
+        marked = int(np.count_nonzero(marks))
+        if not 0 < marked < len(marks):
+            raise DataError(
+                f"column {name!r} must be true for some rows, those for validation, and false for others. "
+                f"Received: true for {marked} of {len(marks)} rows"
+            )
+        return cls(len(marks), np.packbits(marks).tobytes())
+
+    @property
+    def validation_rows(self) -> int:
+        """Number of the rows for validation."""
+        return int(np.count_nonzero(self._marks()))
+
+    @property
+    def training_rows(self) -> int:
+        """Number of the rows for training."""
+        return self.rows - self.validation_rows
+
+    def indices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of the rows, as `Split.indices` does."""
+        marks = self._marks()
+        return np.flatnonzero(~marks), np.flatnonzero(marks)
+
+    def _marks(self) -> np.ndarray:
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.rows).astype(bool)
 
 
 def permutation(rows: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -42,13 +42,16 @@ def number_of_workers(wanted: int | None, default: int = 2) -> int:
 
 def check_request(configuration: Configuration, validation_data: Any, resume: bool) -> None:
     """Raises ValueError where arguments of `train` and of the trainer contradict each other."""
-    if validation_data is not None and configuration.validation_split:
+    if validation_data is not None and configuration.holds_rows_out:
         raise ValueError(
-            "validation_data must be left out where validation_split is given. "
-            f"Received: validation_split={configuration.validation_split}"
+            "validation_data must be left out where validation_split or validation_indicator_col is given. "
+            f"Received: validation_split={configuration.validation_split}, "
+            f"validation_indicator_col={configuration.validation_indicator_col!r}"
         )
-    if configuration.stop_at and validation_data is None and not configuration.validation_split:
-        raise ValueError("stop_at needs validation_split or validation_data. Received: neither")
+    if configuration.stop_at and validation_data is None and not configuration.holds_rows_out:
+        raise ValueError(
+            "stop_at needs validation_split, validation_indicator_col or validation_data. Received: none"
+        )
     if configuration.max_restarts and environment.job():
         raise ValueError(
             "max_restarts must be 0 in a script that runs under mpirun or horovodrun: start it again with "

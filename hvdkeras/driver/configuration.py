@@ -12,6 +12,7 @@ from hvdkeras.arguments import (
     Declared,
     argument,
     dict_by_name,
+    flag,
     fraction,
     one_of,
     optional,
@@ -25,6 +26,7 @@ from hvdkeras.driver.callbacks import check_callback
 from hvdkeras.launch.options import checked
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
+from hvdkeras.models.labels import losses_of
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.signature import has_inputs
 from hvdkeras.models.targets import Targets, complete_losses, targets
@@ -64,6 +66,12 @@ def _columns(name: str, value: Any) -> schema.Names:
         raise ValueError(
             f"{name} must be a column's name, a list of them, or a dict. Received: {shown(value)}"
         )
+    return value
+
+
+def _column(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be a column's name. Received: {shown(value)}")
     return value
 
 
@@ -129,7 +137,8 @@ class Configuration(Declared):
         batch_size: rows of one step of one rank.
         num_epoch: passes over the data.
         features_col: the column of the model's input; a list with one column for each input, or a dict by
-            the inputs' names: those of the Input layers, or the keys of a model that takes a dict.
+            the inputs' names: those of the Input layers, or the keys of a model that takes a dict. A model
+            with one input of shape (n,) takes a list of n columns, too, with a number each.
         label_col: the column of the labels; a list with one column for each output, or a dict by the
             outputs' names. Outputs without a loss may be left out, or have None. None: no labels, for
             models that compute a loss of their own. Integer labels fit the sparse losses, and the
@@ -151,12 +160,23 @@ class Configuration(Declared):
         nan_cols: a column of features, or a list of them, in which NaN, or null in place of a number, is a
             value like others, because the model itself replaces it. Default: NaN is refused.
         output_col: the column that the fitted model of `fit` adds, or a list with one for each output.
+        prediction_col: column that the fitted model adds with the number of the most probable class, which
+            Spark's evaluators read, as those of Spark's own classifiers. The model's first output must have
+            a number for each class, or a single one, that of class 1 of two. Default: none.
+        probability_col: column that it adds with the vector of the classes' probabilities. Default: none.
+        raw_prediction_col: column that it adds with the vector of the classes' scores. Default: none.
+        from_logits: whether the first output holds logits instead of probabilities. Default: as its loss
+            has it.
         learning_rate: step size of the default optimizer, and of one that is given by its name; some
             algorithms use it in their rule, too. An optimizer that is given as an object keeps its own.
             Default: 0.01, but for an optimizer that is given by its name Keras's default.
+        shuffle: False: each rank keeps its share of the rows and visits them in a new order each epoch. True:
+            each epoch deals all rows out anew.
         seed: of the shuffling and of the ranks' random layers.
         validation_split: the part of the rows, drawn by `seed`, that is not trained on: after each epoch the
             ranks evaluate the center on it together. Default: none. `train` takes other data for it.
+        validation_indicator_col: column of booleans: the rows with true are not trained on, and the ranks
+            evaluate the center on them, as with `validation_split`. Default: none.
         callbacks: Keras callbacks. Those of Keras that decide by metrics or write files (EarlyStopping,
             ModelCheckpoint, ReduceLROnPlateau, LearningRateScheduler, TensorBoard, CSVLogger, ...), and
             subclasses of them, run as `center_callbacks`. All others run on every rank, with the rank's
@@ -171,7 +191,13 @@ class Configuration(Declared):
             soon as an evaluation reaches one. Metrics with "loss" or "error" in their names must fall to the
             value, others rise to it.
         checkpoint: a folder or URL that the driver and all ranks see, where the training is saved so that
-            `train(..., resume=True)` can resume it. Default: nothing is saved.
+            `resume=True` can resume it. Default: nothing is saved.
+        resume: resume from the newest intact checkpoint in `checkpoint`, or begin if there is none. A
+            synchronous training then reaches the weights that it would have reached without the
+            interruption, given the same rows in the same order. An asynchronous one loses no rows; those
+            between its last checkpoint and its end are trained on again. With another number of ranks
+            the epoch under way begins anew, from the center and the mean of the optimizers' states. The
+            state of callbacks is not in a checkpoint.
         checkpoint_minutes: minutes between two checkpoints. Default: one with each evaluation of the center.
         checkpoints_kept: how many checkpoints remain; older ones are deleted. The default, 3, leaves two
             where the newest holds a model that has diverged.
@@ -217,14 +243,21 @@ class Configuration(Declared):
     padding: Mapping[str, float] | None = argument(None, _padding)
     nan_cols: str | Sequence[str] | None = argument(None, _column_names)
     output_col: str | Sequence[str] = argument("prediction", _columns)
+    prediction_col: str | None = argument(None, optional(_column))
+    probability_col: str | None = argument(None, optional(_column))
+    raw_prediction_col: str | None = argument(None, optional(_column))
+    from_logits: bool | None = argument(None, optional(flag))
     learning_rate: float = argument(0.01, positive(float))
+    shuffle: bool = argument(False, flag)
     seed: int = argument(0, whole)
     validation_split: float | None = argument(None, optional(fraction()))
+    validation_indicator_col: str | None = argument(None, optional(_column))
     callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
     center_callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
     center_window: int | None = argument(None, optional(positive(int)))
     stop_at: Mapping[str, float] | None = argument(None, _targets)
     checkpoint: str | os.PathLike | None = argument(None, optional(path))
+    resume: bool = argument(False, flag)
     checkpoint_minutes: float | None = argument(None, optional(positive(float)))
     checkpoints_kept: int = argument(3, positive(int))
     max_restarts: int = argument(0, whole)
@@ -252,7 +285,17 @@ class Configuration(Declared):
         for name in ("checkpoint_minutes", "max_restarts"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ValueError(f"{name} needs checkpoint. Received: checkpoint=None")
+        if self.validation_split is not None and self.validation_indicator_col is not None:
+            raise ValueError(
+                "validation_indicator_col must be left out where validation_split is given. "
+                f"Received: {self.validation_indicator_col!r}, validation_split={self.validation_split}"
+            )
         self._check_decode()
+
+    @property
+    def holds_rows_out(self) -> bool:
+        """Whether some rows of the data are evaluated on and not trained on."""
+        return self.validation_split is not None or self.validation_indicator_col is not None
 
     def default_optimizer(self) -> Any:
         """Returns the optimizer of ranks, or its configuration, where `worker_optimizer` is not given."""
@@ -282,6 +325,14 @@ class Configuration(Declared):
         """Whether `learning_rate` is the rate of the optimizer: it was given by its name, or not at all."""
         return self.worker_optimizer is None or isinstance(self.worker_optimizer, str)
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the model's first output holds logits: `from_logits`, or what its loss says of it."""
+        if self.from_logits is not None:
+            return self.from_logits
+        loss = losses_of(self.loss, schema.output_names(self.keras_model))[0]
+        return getattr(loss, "from_logits", False) is True
+
     def targets(self) -> Targets:
         """Returns what a training reads beside the inputs."""
         return targets(self.keras_model, self.loss, self.label_col, self.sample_weight_col)
@@ -302,7 +353,11 @@ class Configuration(Declared):
         """The columns of the model's inputs and of labels."""
         features = _names(self.features_col)
         if has_inputs(self.keras_model):
-            features = schema.input_columns(self.keras_model, self.features_col)
+            features = [
+                column.name
+                for column in schema.feature_columns(self.keras_model, self.features_col)
+                if not column.stacked
+            ]
         return [*features, *filter(None, _names(self.label_col))]
 
     def _take_what_the_model_is_compiled_with(self) -> None:

@@ -66,11 +66,13 @@ def decided(configuration: Configuration, data: Any, columns: Sequence[Column]) 
     unequal = {column.name for column in columns if column.shape[:1] == (None,) and not column.encoded}
     _check_named("padding", padding, unequal, "whose first axis the model leaves open, and without decode")
     _check_named("nan_cols", nan_cols, features, "of features")
+    for column in columns:
+        schema.check_nan_cols(nan_cols, column.stacked)
     columns = [
         replace(
             column,
             padding=padding.get(column.name) if column.name in unequal else None,
-            nan=column.nan or column.name in nan_cols,
+            nan=column.nan or set(column.sources) <= set(nan_cols),
         )
         for column in columns
     ]
@@ -147,9 +149,9 @@ def remedy_named(configuration: Configuration) -> Iterator[None]:
             if column.shape[:1] == (None,) and faults & {SIZE, RAGGED}:
                 hint = f"padding={{{column.name!r}: 0}} makes the rows of a batch equally long"
                 raise DataError(f"{error}. {hint}", error.faults) from None
-            if column.name in features and NAN in faults:
-                hint = f"nan_cols={column.name!r} lets NaN through, for a model that replaces it"
-                raise DataError(f"{error}. {hint}", error.faults) from None
+            if set(column.sources) <= set(features) and NAN in faults:
+                hint = f"nan_cols={list(column.stacked) or column.name!r} lets NaN through, for a model that"
+                raise DataError(f"{error}. {hint} replaces it", error.faults) from None
         raise
 
 

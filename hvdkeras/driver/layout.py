@@ -1,4 +1,4 @@
-"""The data laid out as shards for the ranks, and removed after the training."""
+"""The data laid out as shards for the ranks, split, and removed after the training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
+from hvdkeras.data.rows import read_column
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.split import MarkedSplit, Split
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import decided, remedy_named
 from hvdkeras.launch import environment, local
@@ -19,6 +21,8 @@ from hvdkeras.models import schema, targets
 @contextlib.contextmanager
 def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
     """Yields the data as shards, which are removed at the end if they were written here.
+
+    With `validation_indicator_col` its column is the last one.
 
     Raises:
         ValueError: the data is not of a known kind, or does not fit the model.
@@ -31,6 +35,8 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
     decode = configuration.decode
     columns = local.once(_columns, configuration, data)
     schema.class_weights(configuration.keras_model, configuration.class_weight, columns)
+    if configuration.validation_indicator_col is not None:
+        columns = (*columns, Column(configuration.validation_indicator_col, (), "bool"))
     if isinstance(data, Shards):
         data.check_columns(columns)
         shards, is_ours = data, False
@@ -52,6 +58,21 @@ def _columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:
     forms = sources.forms(data, read.of_any_form, decode)
     found = targets.columns(configuration.keras_model, configuration.features_col, read, forms)
     return decided(configuration, data, [replace(one, encoded=one.name in decode) for one in found])
+
+
+def split(configuration: Configuration, shards: Shards) -> tuple[Shards, Split | MarkedSplit | None]:
+    """Returns shards without the column of `validation_indicator_col`, and their split; None without one.
+
+    Raises:
+        DataError: there are no rows to train on, or none to evaluate on.
+    """
+    if configuration.validation_split is not None:
+        return shards, Split(shards.rows, configuration.validation_split, configuration.seed)
+    if configuration.validation_indicator_col is None:
+        return shards, None
+    *others, marks = shards.columns
+    found = MarkedSplit.of(local.once(read_column, shards, marks), marks.name)
+    return replace(shards, columns=tuple(others)), found
 
 
 @contextlib.contextmanager

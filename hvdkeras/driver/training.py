@@ -11,13 +11,12 @@ from typing import Any
 from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.data import sources
 from hvdkeras.data.shards import Shards
-from hvdkeras.data.split import Split
-from hvdkeras.driver import checks
+from hvdkeras.data.split import MarkedSplit, Split
+from hvdkeras.driver import checks, layout
 from hvdkeras.driver.callbacks import Divided, check_monitors, divided
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, check_batches, take_batch_size
 from hvdkeras.driver.launching import launch
-from hvdkeras.driver.layout import laid_out, optionally_laid_out
 from hvdkeras.driver.trial import kept_random_state, try_out
 from hvdkeras.history import History, timeline
 from hvdkeras.launch import local
@@ -88,7 +87,7 @@ def train(
     build_from_data(configuration, request.data)
     take_batch_size(configuration)
     callbacks = divided(configuration.callbacks, configuration.center_callbacks)
-    is_evaluated = request.validation_data is not None or configuration.validation_split is not None
+    is_evaluated = request.validation_data is not None or configuration.holds_rows_out
     check_monitors(callbacks.center, is_evaluated)
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
@@ -101,10 +100,10 @@ def train(
     if configuration.timeline is not None:
         local.once(timeline.check, configuration.timeline)
     with (
-        laid_out(configuration, request.data) as shards,
-        optionally_laid_out(configuration, request.validation_data) as validation,
+        layout.laid_out(configuration, request.data) as written,
+        layout.optionally_laid_out(configuration, request.validation_data) as validation,
     ):
-        split = _split(configuration, shards)
+        shards, split = layout.split(configuration, written)
         rows = shards.rows if split is None else split.training_rows
         shards.check_rows(num_workers, rows)
         check_batches(configuration, recipe, *_dealt(num_workers, ensemble, rows, split, validation))
@@ -130,14 +129,12 @@ def train(
     return Outcome(_models(recipe, results[0]), history, recipe)
 
 
-def _split(configuration: Configuration, shards: Shards) -> Split | None:
-    if configuration.validation_split is None:
-        return None
-    return Split(shards.rows, configuration.validation_split, configuration.seed)
-
-
 def _dealt(
-    num_workers: int, ensemble: EnsembleSpec | None, rows: int, split: Split | None, validation: Shards | None
+    num_workers: int,
+    ensemble: EnsembleSpec | None,
+    rows: int,
+    split: Split | MarkedSplit | None,
+    validation: Shards | None,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """The numbers of rows that are trained and evaluated on, and into how many parts they are dealt."""
     counts, parts = {"training": rows}, {"training": num_workers, "validation": num_workers}
@@ -146,14 +143,14 @@ def _dealt(
     if validation is not None:
         counts["validation"] = validation.rows
     elif split is not None:
-        counts["validation"] = len(split.indices()[1])
+        counts["validation"] = split.validation_rows
     return counts, parts
 
 
 def _data_spec(
     configuration: Configuration,
     shards: Shards,
-    split: Split | None,
+    split: Split | MarkedSplit | None,
     validation: Shards | None,
     shuffle: bool,
 ) -> DataSpec:

@@ -21,6 +21,8 @@ SPARK_NAMES = {
     "labelCol": "label_col",
     "predictionCol": "output_col",
     "weightCol": "sample_weight_col",
+    "probabilityCol": "probability_col",
+    "rawPredictionCol": "raw_prediction_col",
 }
 
 
@@ -29,7 +31,8 @@ class TunableEstimator(SavedEstimator, Estimator):
 
     An argument's attribute, such as `rho`, is its value, for the rules to calculate with; its param is
     `rho_param`. Spark's shared params of the same meaning are there, too: `featuresCol`, `labelCol`,
-    `predictionCol`, `weightCol`.
+    `weightCol`, `probabilityCol`, `rawPredictionCol`, and `predictionCol`, the column that evaluators read:
+    `prediction_col` where a classifier has one, else `output_col`.
 
         ParamGridBuilder().addGrid(trainer.rho_param, [1.0, 5.0]).build()
         trainer.set(trainer.rho_param, 2.0)    # as trainer.rho = 2.0
@@ -113,6 +116,8 @@ class TunableEstimator(SavedEstimator, Estimator):
 
     def _argument(self, name: str) -> str:
         """The argument that the name of a param means, or of an argument."""
+        if name == "predictionCol" and getattr(self, "prediction_col", None) is not None:
+            return "prediction_col"
         return SPARK_NAMES.get(name, name.removesuffix(ENDING))
 
     def _param_names(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,12 @@ def _flat(row: Any) -> np.ndarray | None:
         return None
     if isinstance(row, bytes | bytearray):
         return np.frombuffer(row, np.uint8)
-    array = np.ravel(np.asarray(row))
+    # A SQL function gets decimals as Python's objects.
+    array = np.ravel(np.asarray(float(row) if isinstance(row, Decimal) else row))
     if array.dtype != object:
         return array
+    if len(array) == 1 and array[0] is row:
+        raise ValueError(f"numbers. Received: {type(row).__name__}")
     parts = [_flat(part) for part in array]
     if any(part is None for part in parts):
         return None

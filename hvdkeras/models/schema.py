@@ -13,7 +13,8 @@ from hvdkeras.naming import did_you_mean, listed, shown
 
 Names = str | Sequence[str | None] | Mapping[str, str | None]
 """Columns of a model's inputs or outputs: the only one's, a list in their order, or a dict by their names. Of
-outputs, None for those without a column."""
+outputs, None for those without a column. For a model's only input, of shape (n,), a list of n > 1 columns,
+with one of its numbers each."""
 
 
 def feature_columns(model: Any, features_col: Names) -> list[Column]:
@@ -27,6 +28,8 @@ def feature_columns(model: Any, features_col: Names) -> list[Column]:
         ValueError: if the model has no known inputs, or the names are not those of as many columns.
     """
     inputs, features = tensors(model, "inputs"), input_columns(model, features_col)
+    if are_stacked(features, [tuple(tensor.shape[1:]) for tensor in inputs]):
+        return [Column(listed(features), (len(features),), _column_dtype(inputs[0].dtype), stacked=features)]
     return [
         Column(name, tuple(tensor.shape[1:]), _column_dtype(tensor.dtype))
         for name, tensor in zip(features, inputs, strict=True)
@@ -36,16 +39,53 @@ def feature_columns(model: Any, features_col: Names) -> list[Column]:
 def input_columns(model: Any, features_col: Names) -> list[str]:
     """Returns the names of columns for the model's inputs as a list in the order of `model.inputs`.
 
+    There is one for each input, or, for an only input whose columns are stacked, several.
+
     Args:
         model: a built Functional or Sequential Keras model.
         features_col: the only input's column, a list, or a dict by the inputs' names. Those are the names of
-            the Input layers, or, of a model that takes a dict, its keys.
+            the Input layers, or, of a model that takes a dict, its keys. See `are_stacked` for a list of
+            columns for one input.
 
     Raises:
         ValueError: if there is not one name for each input, or a key of the dict is no input.
     """
+    inputs = tensors(model, "inputs")
+    if isinstance(features_col, list | tuple) and len(inputs) == 1 and len(features_col) > 1:
+        check_stacked(features_col, tuple(inputs[0].shape[1:]), str(inputs[0].dtype))
+        return list(features_col)
     known = _paths(model, 0) or [tensor.name for tensor in tensors(model, "inputs")]
     return in_order("features_col", features_col, known, "inputs")
+
+
+def are_stacked(names: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> bool:
+    """Returns whether a list names the columns of the numbers of a model's only input, of shape (n,).
+
+    Args:
+        names: columns' names.
+        shapes: of a row of each of the model's inputs.
+    """
+    return len(names) > 1 and list(shapes) == [(len(names),)]
+
+
+def check_stacked(names: Sequence[str], shape: tuple[int | None, ...], dtype: str) -> None:
+    """Raises ValueError unless several columns of numbers can be stacked to rows of a shape and dtype."""
+    if not are_stacked(names, [shape]) or dtype == "string":
+        several = f", or {shape[0]} columns of one number" if len(shape) == 1 and dtype != "string" else ""
+        raise ValueError(
+            f"features_col must name the column of the model's only input{several}: a row of it has shape "
+            f"{shape}, {dtype}. Received: {shown(names)}"
+        )
+
+
+def check_nan_cols(nan_cols: Sequence[str], stacked: Sequence[str]) -> None:
+    """Raises ValueError where NaN is a value in some of the columns that are stacked and not in others."""
+    named = set(nan_cols) & set(stacked)
+    if named and named != set(stacked):
+        raise ValueError(
+            "nan_cols must name all or none of the columns that features_col stacks to one input: "
+            f"{listed(stacked)}. Received: {listed(sorted(named))}"
+        )
 
 
 def class_weights(

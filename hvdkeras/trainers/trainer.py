@@ -39,7 +39,12 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
     """
 
     def train(
-        self, data: Any, shuffle: bool = False, *, validation_data: Any = None, resume: bool = False
+        self,
+        data: Any,
+        shuffle: bool | None = None,
+        *,
+        validation_data: Any = None,
+        resume: bool | None = None,
     ) -> Any:
         """Trains a copy of the model.
 
@@ -48,16 +53,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 DataFrame, a dict of NumPy arrays by column name, the path of Parquet files, or `Shards` that
                 were written before. In a script that runs under `horovodrun` or `mpirun` nothing is launched:
                 each rank of the job takes its part, and all get the result.
-            shuffle: False: each rank keeps its share of the rows and visits them in a new order each
-                epoch. True: each epoch deals all rows out anew.
+            shuffle: as of the trainer, for this call. Default: the trainer's.
             validation_data: more data, of one of these kinds, on which the ranks together evaluate the
                 center after each epoch.
-            resume: resume from the newest intact checkpoint in `checkpoint`, or begin if there is none. A
-                synchronous training then reaches the weights that it would have reached without the
-                interruption, given the same rows in the same order. An asynchronous one loses no rows; those
-                between its last checkpoint and its end are trained on again. With another number of ranks
-                the epoch under way begins anew, from the center and the mean of the optimizers' states. The
-                state of callbacks is not in a checkpoint.
+            resume: as of the trainer, for this call. Default: the trainer's.
 
         Returns:
             The trained Keras model, compiled with the trainer's loss and metrics. Its optimizer has the
@@ -70,6 +69,8 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             TrainingError: if a rank failed.
         """
         data, validation_data = sources.by_column(data), sources.by_column(validation_data)
+        shuffle = self.shuffle if shuffle is None else shuffle
+        resume = self.resume if resume is None else resume
         return self._trained(training.Request(data, shuffle, validation_data, resume), self.result)
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> Trainer:
@@ -77,9 +78,15 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
 
         Raises:
             ValueError: a value does not fit; or `learning_rate` is among them and is not the optimizer's, so
-                that the candidates of a grid would be alike.
+                that the candidates of a grid would be alike; or each of them would resume the one before.
         """
         result = super().copy(extra)
+        if extra and self.resume and not {self.resume_param, self.checkpoint_param} & set(extra):
+            raise ValueError(
+                "resume must be left out of a trainer that is tuned: each candidate would resume the one "
+                "before. Give it with the other values of one training, fit(data, {..., "
+                f"trainer.resume_param: True}}). Received: resume=True, checkpoint={self.checkpoint!r}"
+            )
         rates = [
             param
             for param in extra or {}
@@ -141,11 +148,15 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 decode={name: function for name, function in self.decode.items() if name in features},
                 padding={name: number for name, number in self.padding.items() if name in features},
                 nan_cols=self.nan_cols,
+                prediction_col=self.prediction_col,
+                probability_col=self.probability_col,
+                raw_prediction_col=self.raw_prediction_col,
+                from_logits=self.gives_logits,
             )
             _ = made.keras_model  # the executors must be able to load it
             return made
 
-        return self._trained(training.Request(dataset, False, None, False), predictor)
+        return self._trained(training.Request(dataset, self.shuffle, None, self.resume), predictor)
 
     def _trained(self, request: training.Request, finish: Callable[[training.Outcome], Any]) -> Any:
         """Trains; returns what `finish`, which is tried before, makes of the outcome."""

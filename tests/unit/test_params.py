@@ -108,3 +108,34 @@ def test_a_grid_over_the_rate_is_refused_where_it_would_change_nothing():
     assert tuned.recipe().build().optimizer.learning_rate.numpy() == 0.5
     both = compiled.copy({compiled.learning_rate_param: 0.5, compiled.worker_optimizer_param: "sgd"})
     assert both.recipe().build().optimizer.learning_rate.numpy() == 0.5
+
+
+def test_a_grid_over_a_trainer_that_resumes_is_refused(tmp_path):
+    trainer = hvdkeras.EASGD(model(), loss="mse", checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="each candidate would resume the one before"):
+        trainer.copy({trainer.rho_param: 0.5})
+    assert trainer.copy({trainer.num_epoch_param: 3, trainer.resume_param: True}).resume
+
+
+def test_the_column_that_evaluators_read_is_that_of_the_classes_where_there_is_one(trainer):
+    trainer.setParams(output_col="scores", prediction_col="class", probability_col="p")
+    assert (trainer.getPredictionCol(), trainer.getProbabilityCol()) == ("class", "p")
+    trainer.setPredictionCol("prediction")
+    assert (trainer.prediction_col, trainer.output_col) == ("prediction", "scores")
+    assert trainer.extractParamMap()[trainer.predictionCol] == "prediction"
+    trainer.clear(trainer.prediction_col_param)
+    assert trainer.getOrDefault("predictionCol") == "scores"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "logits"),
+    [
+        ({"loss": "binary_crossentropy"}, False),
+        ({"loss": keras.losses.BinaryCrossentropy(from_logits=True)}, True),
+        ({"loss": [keras.losses.BinaryCrossentropy(from_logits=True)], "from_logits": False}, False),
+        ({"loss": lambda labels, outputs: outputs}, False),
+        ({"loss": lambda labels, outputs: outputs, "from_logits": True}, True),
+    ],
+)
+def test_the_loss_says_whether_outputs_are_logits(arguments, logits):
+    assert hvdkeras.EASGD(model(), **arguments).gives_logits is logits

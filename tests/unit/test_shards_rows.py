@@ -9,7 +9,7 @@ import pytest
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.parts import write_part
-from hvdkeras.data.rows import Rows
+from hvdkeras.data.rows import Rows, read_column
 from hvdkeras.data.shards import Shards, write_arrays
 from hvdkeras.data.split import Split
 
@@ -229,3 +229,19 @@ def test_bad_arguments(tmp_path, arguments, message):
     shards = in_parts(tmp_path, [4])
     with pytest.raises(ValueError, match=message):
         Rows(**{"shards": shards, "rank": 0, "size": 2, "batch_size": 1, "seed": 0, **arguments})
+
+
+def test_an_epoch_of_a_thousand_partitions_has_every_row_once(tmp_path):
+    # More files than a process may have open.
+    column = Column("id", (), "int64")
+    numbers = np.arange(3000)
+    parts = [
+        write_part(str(tmp_path), f"part-{number}", [column], [[ids]]).part
+        for number, ids in enumerate(np.split(numbers, 1500))
+    ]
+    shards = Shards(str(tmp_path), (column,), tuple(parts))
+    assert read_column(shards, column).tolist() == numbers.tolist()
+    for shuffle in (False, True):
+        ranks = [Rows(shards, rank, 3, 64, seed=0, shuffle=shuffle) for rank in range(3)]
+        seen = np.concatenate([batch[0] for rows in ranks for batch in batches_of(rows, 1)])
+        assert sorted(seen.tolist()) == numbers.tolist()

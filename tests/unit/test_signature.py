@@ -176,7 +176,10 @@ def test_class_weights_need_one_output_and_no_other_weights():
         ),
         ((classifier(), None, "x", "y"), "loss must be given"),
         ((classifier(), "cross", "x", "y"), "loss must be a Keras loss.*'cross'"),
-        ((classifier(), "mse", ["x", "z"], "y"), "features_col must name one column for each .* 1 inputs"),
+        (
+            (classifier(), "mse", ["x", "z"], "y"),
+            "features_col must name the column of the model's only input",
+        ),
         ((two_by_two(), "mse", ["x", "z"], "y"), "label_col must name one column for each .* 2 outputs"),
         ((two_by_two(), ["mse"], ["x", "z"], ["y", "w"]), "loss must have one entry for each output"),
         (
