@@ -16,6 +16,7 @@ from hvdkeras.launch import environment, gpu
 if TYPE_CHECKING:
     from hvdkeras.algorithm import Mode
     from hvdkeras.center.local import LocalCenter
+    from hvdkeras.driver.workers import Workers
     from hvdkeras.evaluators import AccuracyEvaluator
     from hvdkeras.history import History
     from hvdkeras.launch.failure import TrainingError
@@ -82,6 +83,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "simulate",
+    "Workers",
 ]
 
 # Where names are that are not trainers.
@@ -101,6 +103,7 @@ _HOMES = {
     "StandardTransformerModel": "hvdkeras.transformers",
     "TrainingError": "hvdkeras.launch.failure",
     "simulate": "hvdkeras.simulation",
+    "Workers": "hvdkeras.driver.workers",
 }
 
 

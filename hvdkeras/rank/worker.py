@@ -69,6 +69,15 @@ def run(spec: TrainingSpec) -> Result:
     return result
 
 
+def run_on_standing_rank(spec: TrainingSpec) -> Result:
+    """As `run`, on a rank that goes on to another training: Keras and TensorFlow are left as at a start."""
+    import keras
+
+    result = run(spec)
+    keras.backend.clear_session()
+    return result
+
+
 def _train_one(spec: TrainingSpec, comm: MPI.Comm, device: str, threads: int) -> Result:
     """Trains one model together with the other ranks, by the algorithm's rule."""
     from hvdkeras.rank.training import train
