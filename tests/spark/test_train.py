@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml import PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import functions as F
@@ -101,25 +100,32 @@ def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
     assert np.mean((predicted == labels)[labels < 5]) > 0.7
 
 
-def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
+def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path, monkeypatch):
+    launched, start = [], launch.spark.start
+    monkeypatch.setattr(
+        launch.spark, "start", lambda *args, **more: launched.append(1) or start(*args, **more)
+    )
     trainer = digits.trainer("EASGD", 2)
     trainer.num_epoch = 1
     scored = LabelIndexTransformer(10, input_col="scores", output_col="prediction")
     trainer.output_col = "scores"
     validator = CrossValidator(
-        estimator=Pipeline(stages=[trainer, scored]),
+        estimator=trainer,
         estimatorParamMaps=ParamGridBuilder().addGrid(trainer.rho_param, [0.1, 2.0]).build(),
-        evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
+        evaluator=hvdkeras.AccuracyEvaluator(prediction_col="scores"),
         numFolds=2,
         seed=0,
+        parallelism=2,
     )
     validator.write().save(str(tmp_path / "validator"))
-    CrossValidator.load(str(tmp_path / "validator")).fit(dataframe).write().save(str(tmp_path / "tuned"))
+    tuned = CrossValidator.load(str(tmp_path / "validator")).fit(dataframe)
+    assert len(launched) == 3  # one for each fold, and one for the model of all rows
+    tuned.write().save(str(tmp_path / "tuned"))
     fitted = CrossValidatorModel.load(str(tmp_path / "tuned"))
     # In one epoch the weaker force hardly moves the center.
     loose, tight = fitted.avgMetrics
     assert tight > max(loose, 0.3)
-    fitted.bestModel.write().overwrite().save(str(tmp_path / "pipeline"))
+    PipelineModel([fitted.bestModel, scored]).write().overwrite().save(str(tmp_path / "pipeline"))
     loaded = PipelineModel.load(str(tmp_path / "pipeline"))
     wanted = [row.scores for row in fitted.bestModel.transform(dataframe).select("scores").collect()]
     received = [row.scores for row in loaded.transform(dataframe).select("scores").collect()]
