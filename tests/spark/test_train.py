@@ -9,7 +9,7 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuil
 from pyspark.sql import functions as F
 
 import hvdkeras
-from hvdkeras import launch
+from hvdkeras.launch import spark as ranks_on_spark
 from hvdkeras.transformers import LabelIndexTransformer
 
 import digits
@@ -53,7 +53,7 @@ def test_algorithms_learn_the_digits(dataframe, algorithm):
 @pytest.mark.slow
 def test_the_other_asynchronous_algorithms_learn_the_digits(dataframe, spark):
     names = ["EAMSGD", "AdaptiveDOWNPOUR", "DynSGD", "ADAG"]
-    results = launch.spark.run(digits.train_all, (names, 2), num_proc=2)
+    results = ranks_on_spark.run(digits.train_all, (names, 2), num_proc=2)
     assert {name: value for name, (value, _) in results[0].items() if value < 0.95} == {}
 
 
@@ -101,9 +101,9 @@ def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
 
 
 def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path, monkeypatch):
-    launched, start = [], launch.spark.start
+    launched, start = [], ranks_on_spark.start
     monkeypatch.setattr(
-        launch.spark, "start", lambda *args, **more: launched.append(1) or start(*args, **more)
+        ranks_on_spark, "start", lambda *args, **more: launched.append(1) or start(*args, **more)
     )
     trainer = digits.trainer("EASGD", 2)
     trainer.num_epoch = 1
