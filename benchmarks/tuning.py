@@ -2,9 +2,9 @@
 
     python benchmarks/tuning.py
 
-`fitMultiple` on 2 ranks of this machine: the seconds from one candidate's end to the next one's, less those that
-the ranks spent in epochs, by their histories. The first candidate pays for the shards, the launch and the import
-of TensorFlow. Target: at most 1 s for a further one.
+`fitMultiple` on 2 ranks of this machine: the seconds from one candidate's end to the next one's, less those
+that the ranks spent in epochs, by their histories. The first candidate pays for the shards, the launch and
+the import of TensorFlow. Target: at most 1 s for a further one.
 """
 
 import argparse
