@@ -1,10 +1,9 @@
-"""Tuning on scikit-learn's digits: a grid by CrossValidator, then a search with pruning on ranks that stay.
+"""Tuning on scikit-learn's digits: a grid with a launch a fold, and a search with pruning on ranks that stay.
 
 Run with `python examples/tuning.py`. Optuna proposes the trials if it is installed; else they are random.
 """
 
 import os
-import random
 import sys
 
 import keras
@@ -26,7 +25,6 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 spark = SparkSession.builder.master("local[2]").appName("tuning").getOrCreate()
 frame = spark.createDataFrame(pd.DataFrame({"features": rows["features"].tolist(), "label": digits}))
 grid = ParamGridBuilder().addGrid(trainer.rho_param, [0.1, 1.0, 4.0]).build()
-# For each fold the shards are written once, and the ranks are launched once.
 tuned = CrossValidator(estimator=trainer, estimatorParamMaps=grid, evaluator=AccuracyEvaluator(), numFolds=2)
 print("accuracy by rho:", *tuned.fit(frame).avgMetrics)
 spark.stop()
@@ -51,8 +49,8 @@ study, curves = optuna and optuna.create_study(direction="maximize"), []
 with Workers(2):
     for _ in range(6):
         trial = study and study.ask()
-        rate = trial.suggest_float("rate", 1e-3, 1, log=True) if trial else 10 ** random.uniform(-3, 0)
-        asked = EASGD(model, learning_rate=rate, num_epoch=5, validation_split=0.2, **learn)
+        rate = trial.suggest_float("rate", 0.01, 0.4) if trial else np.random.uniform(0.01, 0.4)
+        asked = EASGD(model, rho=1.0, learning_rate=rate, num_epoch=5, validation_split=0.2, **learn)
         asked.center_callbacks = [Prune(curves)]
         asked.train(rows)
         curves.append([each.metrics["val_accuracy"] for each in asked.history.center])
