@@ -82,8 +82,8 @@ __all__ = [
     "SynchronousSGD",
     "Trainer",
     "TrainingError",
-    "simulate",
     "Workers",
+    "simulate",
 ]
 
 # Where names are that are not trainers.
@@ -102,8 +102,8 @@ _HOMES = {
     "StandardTransformer": "hvdkeras.transformers",
     "StandardTransformerModel": "hvdkeras.transformers",
     "TrainingError": "hvdkeras.launch.failure",
-    "simulate": "hvdkeras.simulation",
     "Workers": "hvdkeras.driver.workers",
+    "simulate": "hvdkeras.simulation",
 }
 
 
