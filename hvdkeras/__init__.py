@@ -16,6 +16,7 @@ from hvdkeras.launch import environment, gpu
 if TYPE_CHECKING:
     from hvdkeras.algorithm import Mode
     from hvdkeras.center.local import LocalCenter
+    from hvdkeras.driver.workers import Workers
     from hvdkeras.evaluators import AccuracyEvaluator
     from hvdkeras.history import History
     from hvdkeras.launch.failure import TrainingError
@@ -81,6 +82,7 @@ __all__ = [
     "SynchronousSGD",
     "Trainer",
     "TrainingError",
+    "Workers",
     "simulate",
 ]
 
@@ -100,6 +102,7 @@ _HOMES = {
     "StandardTransformer": "hvdkeras.transformers",
     "StandardTransformerModel": "hvdkeras.transformers",
     "TrainingError": "hvdkeras.launch.failure",
+    "Workers": "hvdkeras.driver.workers",
     "simulate": "hvdkeras.simulation",
 }
 

@@ -337,7 +337,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
         """The form of each output; checks the columns of inputs and outputs."""
         features, inputs = self.getOrDefault("features_col"), self._saved.inputs
         if len(inputs) == 1 and len(features) > 1:
-            check_stacked(features, inputs[0].shape, inputs[0].dtype)
+            check_stacked(features, inputs[0].name, inputs[0].shape, inputs[0].dtype)
             check_nan_cols(self.getOrDefault("nan_cols"), features)
         else:
             self._one_for_each(self.features_col, inputs, "inputs")

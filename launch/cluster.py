@@ -92,37 +92,45 @@ def _slots_per_executor(conf: SparkConf) -> int | None:
     return count
 
 
-def check_slots(context: SparkContext, num_proc: int, start_timeout: float) -> None:
+def check_slots(context: SparkContext, num_proc: int, start_timeout: float, free: int = 0) -> None:
     """Refuses a launch that the cluster has no room for, and waits for executors that are on their way.
+
+    Args:
+        context: of the application.
+        num_proc: number of ranks.
+        start_timeout: seconds that executors have to come.
+        free: slots that are needed beside the ranks'.
 
     Raises:
         ValueError: the cluster has too few slots, and by its configuration gets no more.
         TimeoutError: executors that the configuration announces did not come within `start_timeout`.
     """
-    if slots(context) >= num_proc:
+    needed = num_proc + free
+    if slots(context) >= needed:
         return
     conf = context.getConf()
     to_come = slots_to_come(conf)
     local = is_local(context)
-    if local or (to_come is not None and to_come < num_proc):
-        raise ValueError(_too_few(context, num_proc, slots(context) if local else int(to_come)))
+    if local or (to_come is not None and to_come < needed):
+        raise ValueError(_too_few(context, num_proc, free, slots(context) if local else int(to_come)))
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         return  # Spark asks for executors only when tasks wait for them.
     patience = start_timeout if to_come is not None else min(start_timeout, REGISTRATION_SECONDS)
     deadline = time.monotonic() + patience
-    while slots(context) < num_proc:
+    while slots(context) < needed:
         if time.monotonic() > deadline:
-            text = _too_few(context, num_proc, slots(context))
+            text = _too_few(context, num_proc, free, slots(context))
             if to_come is None:
                 raise ValueError(text)
             raise TimeoutError(f"waited {patience:g} s for executors: {text}")
         time.sleep(POLL_SECONDS)
 
 
-def _too_few(context: SparkContext, num_proc: int, found: int) -> str:
+def _too_few(context: SparkContext, num_proc: int, free: int, found: int) -> str:
+    beside = f", less {free} for Spark's own tasks beside ranks that stay" if free else ""
     return (
-        "num_proc (num_workers of a trainer) must not exceed the task slots of the Spark application: its "
-        "executors' cores / spark.task.cpus, or fewer where tasks need GPUs. "
+        "num_proc (num_workers of a trainer) must not exceed the task slots of the Spark application"
+        f"{beside}: its executors' cores / spark.task.cpus, or fewer where tasks need GPUs. "
         f"Received: num_proc={num_proc}, slots={found} on {context.master}"
     )
 

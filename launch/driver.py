@@ -16,7 +16,7 @@ from hvdkeras.launch.mpirun import MARK
 from hvdkeras.launch.options import Options
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
-from hvdkeras.launch.supervisor import Job, Supervisor, late_ranks
+from hvdkeras.launch.supervisor import Job, Supervisor, Verdict, late_ranks
 
 log = logging.getLogger(__name__)
 
@@ -36,58 +36,111 @@ def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) 
         raise TypeError(f"{name} and its arguments can't be sent to other processes: {error}") from error
 
 
-def launch(
-    make_job: Callable[[Reports, dict[str, str], Output], Job],
-    task: bytes,
-    num_proc: int,
-    options: Options,
-    *,
-    driver_host: str | None,
-    begun: float,
-    env: Mapping[str, str],
-) -> list[Any]:
-    """Starts ranks, waits for their end, and returns what came of it.
+class Ranks:
+    """Ranks that were launched. They run one task after another until they are let go.
 
     Args:
         make_job: makes the job, given the reports that the ranks must reach, the environment and where the
             output goes.
-        task: what `pack` made.
+        task: the first task, which `pack` made.
         num_proc: number of ranks.
         options: all options of the launch. `start_timeout` counts from `begun`.
         driver_host: see `Reports`.
         begun: when the caller's launch began, by `time.monotonic`.
         env: the environment of mpirun.
-
-    Returns:
-        The results, by rank.
-
-    Raises:
-        TrainingError: a rank failed or fell silent, or mpirun failed.
-        TimeoutError: not all ranks started in time.
     """
-    timeout, start_timeout = options["timeout"], options["start_timeout"]
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    with Reports(task, num_proc, driver_host, options["on_message"], timeout) as reports:
-        output = Output(options["verbose"], reports.hosts)
-        job = make_job(reports, {**env, MARK: mark}, output)
-        supervisor = Supervisor(reports, job, start_timeout, timeout, begun)
-        verdict = supervisor.watch()
-        output.finish()
-        reports.settle()
-    if reports.broken is not None:
-        raise reports.broken
-    if verdict.kind == "late":
-        raise TimeoutError(verdict.words)
-    if _is_timeout(supervisor.ended):
-        late = late_ranks(reports, start_timeout)
-        raise TimeoutError(f"{late}: {supervisor.ended}") from supervisor.ended
-    if len(reports.results) < reports.size:
-        raise explain(reports, output, supervisor.ended, verdict) from supervisor.ended
-    if verdict.kind != "ended" or supervisor.ended is not None:
-        # Nothing is lost then, but it should not pass unseen.
-        how = verdict.words or supervisor.ended
-        log.warning("all results had come when the job ended badly: %s %s", how, output.of_mpirun().strip())
-    return [reports.results[rank] for rank in range(reports.size)]
+
+    def __init__(
+        self,
+        make_job: Callable[[Reports, dict[str, str], Output], Job],
+        task: bytes,
+        num_proc: int,
+        options: Options,
+        *,
+        driver_host: str | None,
+        begun: float,
+        env: Mapping[str, str],
+    ):
+        self._start_timeout = options["start_timeout"]
+        timeout, mark = options["timeout"], f"{os.getpid()}-{time.monotonic_ns()}"
+        self._closed = False
+        self._reports = Reports(task, num_proc, driver_host, options["on_message"], timeout)
+        try:
+            self._output = Output(options["verbose"], self._reports.hosts)
+            job = make_job(self._reports, {**env, MARK: mark}, self._output)
+            self._supervisor = Supervisor(self._reports, job, self._start_timeout, timeout, begun)
+            self._supervisor.start()
+        except BaseException:
+            self._reports.close()
+            raise
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+    def give(self, task: bytes) -> None:
+        """Gives the ranks a further task; the results of the one before have come."""
+        self._reports.give(task)
+
+    def results(self) -> list[Any]:
+        """Waits for the results of the newest task, and returns them by rank.
+
+        Raises:
+            TrainingError: a rank failed or fell silent, or mpirun failed. All ranks have ended then.
+            TimeoutError: not all ranks started in time.
+        """
+        try:
+            verdict = self._supervisor.watch()
+            if verdict is not None:
+                self._output.finish()
+            self._reports.settle()
+        except BaseException:
+            self._close()
+            raise
+        if verdict is None and self._reports.broken is None:
+            return self._reports.take_results()
+        self._close()
+        raise self._error(verdict)
+
+    def are_ready(self) -> bool:
+        """Whether, for all that is known, the ranks can take a task: none has ended meanwhile."""
+        return not self._closed and self._supervisor.is_running() and self._reports.all_connected()
+
+    def let_go(self) -> None:
+        """Lets the ranks end, and ends those that do not."""
+        if self._closed:
+            return
+        try:
+            self._reports.give(b"")
+            verdict = self._supervisor.finish()
+        finally:
+            self._close()
+        ended = self._supervisor.ended
+        if verdict.kind != "ended" or ended is not None:
+            # Nothing is lost then, but it should not pass unseen.
+            how, words = verdict.words or ended, self._output.of_mpirun().strip()
+            log.warning("all results had come when the job ended badly: %s %s", how, words)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._supervisor.end()
+        self._output.finish()
+        self._reports.close()
+
+    def _error(self, verdict: Verdict | None) -> BaseException:
+        reports, ended = self._reports, self._supervisor.ended
+        if reports.broken is not None:
+            return reports.broken
+        if verdict.kind == "late":
+            return TimeoutError(verdict.words)
+        if _is_timeout(ended):
+            error = TimeoutError(f"{late_ranks(reports, self._start_timeout)}: {ended}")
+        else:
+            error = explain(reports, self._output, ended, verdict)
+        error.__cause__ = ended
+        return error
 
 
 def _is_timeout(error: BaseException | None) -> bool:

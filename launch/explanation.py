@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal as signals
 
-from hvdkeras.launch.failure import TrainingError
+from hvdkeras.launch.failure import Failure, TrainingError
 from hvdkeras.launch.output import Death, Output
-from hvdkeras.launch.report import Failure, Reports
+from hvdkeras.launch.report import Reports
 from hvdkeras.launch.supervisor import Verdict
 
 

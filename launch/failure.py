@@ -1,11 +1,31 @@
-"""The one error that a driver gets when a rank fails, and bounds for its texts."""
+"""What a failing rank reports, the one error that a driver gets of it, and bounds for their texts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 # An error must stay readable, and a driver's log writable.
 LONGEST = 50_000
+
+
+@dataclass
+class Failure:
+    """What a rank said before it ended.
+
+    Attributes:
+        rank: the rank.
+        traceback: its traceback as text.
+        exitcode: the exit status, if it raised SystemExit.
+        summary: the error's type and the first line of its message.
+        moment: when it came, by `time.monotonic`.
+    """
+
+    rank: int
+    traceback: str
+    exitcode: int | None
+    summary: str
+    moment: float = 0.0
 
 
 class TrainingError(RuntimeError):

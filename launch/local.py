@@ -52,23 +52,33 @@ def run(
         ValueError: an argument is out of its range, or differs from the running job.
         TypeError: an argument is unknown, has the wrong type or can't be pickled.
     """
-    begun, here = time.monotonic(), environment.job()
+    here = environment.job()
     if num_proc is None:
         num_proc = here.size if here else 1
     check_num_proc(num_proc)
     complete = checked(options)
     if here is not None:
         return _take_part(here, fn, args, kwargs, num_proc, complete["on_message"])
-    task = driver.pack(fn, args, kwargs)
+    with start(driver.pack(fn, args, kwargs), num_proc, complete) as ranks:
+        return ranks.results()
 
-    return driver.launch(
-        partial(_LocalJob, num_proc, complete),
+
+def start(task: bytes, num_proc: int, options: Options) -> driver.Ranks:
+    """Launches ranks on this machine.
+
+    Args:
+        task: what they do first, see `driver.pack`.
+        num_proc: number of ranks.
+        options: all options of the launch.
+    """
+    return driver.Ranks(
+        partial(_LocalJob, num_proc, options),
         task,
         num_proc,
-        complete,
+        options,
         driver_host=None,
-        begun=begun,
-        env={**os.environ, **driver.rank_variables(complete["env"])},
+        begun=time.monotonic(),
+        env={**os.environ, **driver.rank_variables(options["env"])},
     )
 
 

@@ -1,7 +1,7 @@
 """What happens on a rank around the function that it was started for.
 
-A rank connects to its driver, gets the function, runs it, and sends back the result or the traceback. It ends
-with the driver: no rank outlives the process that started it.
+A rank connects to its driver, gets a function, runs it, and sends back the result or the traceback, until the
+driver has no more. It ends with the driver: no rank outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -12,96 +12,26 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 import cloudpickle
 
 from hvdkeras.launch import environment, remains
+from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.failure import bounded
-from hvdkeras.launch.wire import Wire
 
 # Names the variable that tells a rank on this machine how to reach its driver.
 DRIVER_VARIABLE = "HVDKERAS_DRIVER"
-CONNECT_SECONDS = 10
 # How long an MPI that is broken may take to abort before the process ends by itself.
 ABORT_SECONDS = 5
 # How long telling the driver of an error may take before the job is aborted without.
 TELL_SECONDS = 30
-BEAT_SECONDS = 1.0
 LONGEST_SUMMARY = 1000
-
-
-class Driver:
-    """The rank's end of its connection with the driver.
-
-    Args:
-        addresses: host names or IP addresses of the driver, likeliest first.
-        port: its port.
-        key: the secret that both ends prove to know.
-        timeout: seconds after which TCP takes the driver's host for lost.
-    """
-
-    def __init__(self, addresses: Sequence[str], port: int, key: bytes, timeout: float = 600.0):
-        self._wire = _connect(addresses, port)
-        self._wire.limit_silence(timeout)
-        self._finished = False
-        self._wire.authenticate(key, first=False)
-
-    def send(self, kind: str, *content: Any) -> None:
-        self._wire.send_bytes(kind.encode(), cloudpickle.dumps(content))
-
-    def receive(self) -> bytes:
-        return self._wire.recv_bytes()
-
-    def follow(self) -> None:
-        """From now on, shows the driver that this process lives, and ends it when the driver is gone."""
-        threading.Thread(target=self._follow, name="follow-driver", daemon=True).start()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-
-    def finish(self) -> None:
-        self._finished = True
-
-    def _follow(self) -> None:
-        with suppress(EOFError, OSError):
-            self._wire.recv_bytes()
-        if not self._finished:
-            print("the driver is gone: this rank ends too", file=sys.stderr, flush=True)
-        remains.leave()
-        os._exit(0 if self._finished else 1)
-
-    def _beat(self) -> None:
-        main = threading.main_thread().ident
-        with suppress(OSError):  # then the other thread ends this process
-            while not self._finished:
-                self.send("alive", _place(sys._current_frames().get(main)))
-                time.sleep(BEAT_SECONDS)
-
-
-def _place(frame: FrameType | None) -> str:
-    """Names the line of Python that a thread runs."""
-    if frame is None:
-        return ""
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-
-
-def _connect(addresses: Sequence[str], port: int) -> Wire:
-    refusals = []
-    for address in addresses:
-        try:
-            connected = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
-            connected.settimeout(None)
-            return Wire(connected)
-        except OSError as error:
-            refusals.append(f"{address}: {error}")
-    raise ConnectionError(
-        f"{socket.gethostname()} can't reach the driver. Tried on port {port}: {'; '.join(refusals)}"
-    )
 
 
 _driver: Driver | None = None
@@ -134,7 +64,7 @@ def sending_to(receiver: Callable[[Any], None]) -> Iterator[None]:
 def perform(
     addresses: Sequence[str], port: int, key: bytes, timeout: float = 600.0, paths: Sequence[str] = ()
 ) -> None:
-    """Runs, on this rank, the function that the driver holds ready, and sends back what came of it.
+    """Runs, on this rank, one function of the driver after another, and sends back what came of each.
 
     Args:
         addresses: see `Driver`.
@@ -167,10 +97,13 @@ def perform(
         from mpi4py import MPI  # noqa: F401
 
         driver.send("inside")
-        fn, args, kwargs = cloudpickle.loads(task)
-        driver.send("started")
         with sending_to(partial(driver.send, "message")):
-            driver.send("result", fn(*args, **kwargs))
+            while task:
+                fn, args, kwargs = cloudpickle.loads(task)
+                driver.send("started")
+                driver.send("result", fn(*args, **kwargs))
+                del fn, args, kwargs  # they would stay in memory until there is another task
+                task = driver.next_task()
     except BaseException as error:
         _fail(driver, describe(error), exit_status(error), summary(error))
     driver.finish()

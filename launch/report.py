@@ -1,4 +1,4 @@
-"""The driver's end of its connections with the ranks: hands out the function, gathers what came of it."""
+"""The driver's end of its connections with the ranks: hands out functions, gathers what came of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import AuthenticationError
 from typing import Any
 
 import cloudpickle
 
-from hvdkeras.launch.failure import TrainingError, bounded
+from hvdkeras.launch.failure import Failure, TrainingError, bounded
 from hvdkeras.launch.wire import Wire, addresses
 
 log = logging.getLogger(__name__)
@@ -29,25 +30,6 @@ MESSAGES_KEPT = 1000
 LOOK_SECONDS = 0.5
 # The receiver is the caller's own code: how long it may take for one message when the job is over.
 RECEIVER_SECONDS = 600.0
-
-
-@dataclass
-class Failure:
-    """What a rank said before it ended.
-
-    Attributes:
-        rank: the rank.
-        traceback: its traceback as text.
-        exitcode: the exit status, if it raised SystemExit.
-        summary: the error's type and the first line of its message.
-        moment: when it came, by `time.monotonic`.
-    """
-
-    rank: int
-    traceback: str
-    exitcode: int | None
-    summary: str
-    moment: float = 0.0
 
 
 @dataclass
@@ -71,7 +53,7 @@ class Reports:
     """Everything that the ranks of one job tell their driver.
 
     Args:
-        task: the bytes that every rank gets when it connects.
+        task: the bytes that every rank gets when it connects; `give` has further ones.
         size: the number of ranks.
         driver_host: the name or address by which other machines know this one; None where all ranks are on
             this machine, and no other needs to connect.
@@ -83,7 +65,7 @@ class Reports:
         hosts: host name by rank, of those that connected.
         inside: the ranks that are inside MPI.
         started: the ranks that have also loaded their function.
-        results: result by rank.
+        results: result of the newest task by rank.
         failures: what failing ranks reported, in the order in which it came.
         lost: when a rank's connection ended without a word, by rank, in that order.
         broken: an exception that `on_message` raised, or what came of a rank and can't be read here. It ends
@@ -122,12 +104,6 @@ class Reports:
         if on_message is not None:
             threading.Thread(target=self._hand_on, name="reports-messages", daemon=True).start()
 
-    def __enter__(self) -> Reports:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def last_words(self) -> dict[int, Word]:
         """Returns what was heard last, by rank, of the ranks that have started."""
         with self.changed:
@@ -154,6 +130,28 @@ class Reports:
                         log.warning("on_message did not return for %g s: not waited for", RECEIVER_SECONDS)
                     break
                 self.changed.wait(min(timeout, LOOK_SECONDS))
+
+    def give(self, task: bytes) -> None:
+        """Gives all ranks, whose results have come, a further task. An empty one lets them end."""
+        with self.changed:
+            wires = list(self._wires.values())
+            if task:
+                self.results = {}
+        for wire in wires:
+            # A host that does not take it must not keep the others waiting, nor the supervisor.
+            sending = partial(_send, wire, task)
+            threading.Thread(target=sending, name="reports-give", daemon=True).start()
+
+    def take_results(self) -> list[Any]:
+        """Returns the results by rank, and keeps no reference to them."""
+        with self.changed:
+            taken, self.results = self.results, dict.fromkeys(self.results)
+        return [taken[rank] for rank in range(self.size)]
+
+    def all_connected(self) -> bool:
+        """Whether the connections of all ranks are open."""
+        with self.changed:
+            return self.size == sum(wire in self._open for wire in self._wires.values())
 
     def all_started(self) -> bool:
         """Whether every rank is inside MPI and has loaded its function."""
@@ -290,3 +288,8 @@ class Reports:
             host=host,
             remote_traceback=bounded(traceback.format_exc()),
         )
+
+
+def _send(wire: Wire, task: bytes) -> None:
+    with suppress(OSError):  # the thread that reads this connection hears of its end, too
+        wire.send_bytes(task)

@@ -55,24 +55,40 @@ def run(
             from the driver's, or an argument is out of its range.
         TypeError: an argument is unknown, has the wrong type or can't be pickled.
     """
-    begun, context = time.monotonic(), cluster.active_context()
+    context = cluster.active_context()
     if num_proc is None:
         num_proc = max(1, cluster.slots(context))
     check_num_proc(num_proc)
-    complete = checked(options)
-    task = driver.pack(fn, args, kwargs)
-    start_timeout = complete["start_timeout"]
+    with start(driver.pack(fn, args, kwargs), num_proc, checked(options)) as ranks:
+        return ranks.results()
+
+
+def start(task: bytes, num_proc: int, options: Options, free: int = 0) -> driver.Ranks:
+    """Launches ranks in the places of Spark tasks, after a look at the slots and the executors' packages.
+
+    Args:
+        task: what they do first, see `driver.pack`.
+        num_proc: number of ranks.
+        options: all options of the launch.
+        free: slots that must remain for Spark's own tasks while the ranks run.
+
+    Raises:
+        TimeoutError: executors did not come or did not answer within `start_timeout`.
+        ValueError: as in `run`.
+    """
+    begun, context = time.monotonic(), cluster.active_context()
+    start_timeout = options["start_timeout"]
     deadline = begun + start_timeout
-    cluster.check_slots(context, num_proc, start_timeout)
+    cluster.check_slots(context, num_proc, start_timeout, free)
     _by(deadline, start_timeout, context, lambda: cluster.check_executors(context, num_proc))
-    return driver.launch(
-        partial(_SparkJob, context, num_proc, complete, deadline),
+    return driver.Ranks(
+        partial(_SparkJob, context, num_proc, options, deadline),
         task,
         num_proc,
-        complete,
+        options,
         driver_host=None if cluster.is_local(context) else context.getConf().get("spark.driver.host"),
         begun=begun,
-        env=driver.rank_variables(complete["env"]),
+        env=driver.rank_variables(options["env"]),
     )
 
 

@@ -2,7 +2,8 @@
 
 The driver hears of its ranks by their connections (heartbeats, results, failures, the end of a connection),
 of mpirun by its end, and on Spark of failed tasks. The first of these that ends the job starts a grace
-period, in which mpirun usually ends by itself and says why; after it the job is ended.
+period, in which mpirun usually ends by itself and says why; after it the job is ended. Ranks whose results
+have come are idle: no bound applies to them until they get another task.
 """
 
 from __future__ import annotations
@@ -70,23 +71,56 @@ class Supervisor:
         self._reports, self._job = reports, job
         self._start_timeout, self._begun = start_timeout, begun
         self._silence = max(timeout, SILENCE_SECONDS)
-        self._over = False
+        self._over = self._ended = False
         self._trouble: tuple[float, str] | None = None
-        self._finished: float | None = None
         self._excused = begun
+        self._runner = threading.Thread(target=self._run, name="run-mpirun", daemon=True)
         self.ended: BaseException | None = None
 
-    def watch(self) -> Verdict:
-        """Runs the job and returns why it is over. It has ended then, or is not waited for any more."""
-        runner = threading.Thread(target=self._run, name="run-mpirun", daemon=True)
-        runner.start()
+    def start(self) -> None:
+        """Starts the job."""
+        self._runner.start()
+
+    def watch(self) -> Verdict | None:
+        """Waits for the results of a task.
+
+        Returns:
+            None once all have come. Otherwise why the job is over: it has ended then, or is not waited for
+            any more.
+        """
+        # The time since the task before does not count.
+        self._excused = time.monotonic()
         try:
             verdict = self._wait()
             said = last_said(self._reports)
-        finally:
-            self._job.end()
-            runner.join(GRACE_SECONDS)
+        except BaseException:
+            self.end()
+            raise
+        if verdict is None:
+            return None
+        self.end()
         return replace(self._silent_at_failure() or verdict, said=said)
+
+    def is_running(self) -> bool:
+        """Whether the job runs, for all that is known."""
+        return not self._over and self._job.trouble() is None
+
+    def finish(self) -> Verdict:
+        """Waits for the end of ranks that have no more to do."""
+        deadline = time.monotonic() + EXIT_SECONDS
+        with self._reports.changed:
+            while not self._over:
+                if time.monotonic() > deadline:
+                    return Verdict("finished", f"ranks still ran {EXIT_SECONDS:g} s after the last result")
+                self._reports.changed.wait(LOOK_SECONDS)
+        return Verdict("ended")
+
+    def end(self) -> None:
+        """Ends the job for certain. A second call does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._job.end()
+            self._runner.join(GRACE_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -97,7 +131,7 @@ class Supervisor:
             self._over = True
             self._reports.changed.notify_all()
 
-    def _wait(self) -> Verdict:
+    def _wait(self) -> Verdict | None:
         looked = time.monotonic()
         while True:
             if self._trouble is None and (words := self._job.trouble()):
@@ -107,6 +141,8 @@ class Supervisor:
                 if now - looked > STOPPED_SECONDS:
                     self._excused = now
                 looked = now
+                if self._reports.broken is None and len(self._reports.results) == self._reports.size:
+                    return None
                 if verdict := self._verdict(now):
                     return verdict
                 self._reports.changed.wait(LOOK_SECONDS)
@@ -117,11 +153,6 @@ class Supervisor:
             return Verdict("ended")
         if reports.broken is not None:
             return Verdict("broken")
-        if len(reports.results) == reports.size:
-            self._finished = self._finished or now
-            if now - self._finished > EXIT_SECONDS:
-                return Verdict("finished", f"ranks still ran {EXIT_SECONDS:g} s after the last result")
-            return None
         moments = [failure.moment for failure in reports.failures] + list(reports.lost.values())
         if moments and now - min(moments) > GRACE_SECONDS:
             return Verdict("failed")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.history import progress
 from hvdkeras.launch import environment, local, spark
 from hvdkeras.launch.failure import TrainingError
+from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.rank import worker
 from hvdkeras.spec import TrainingSpec
 
@@ -17,14 +20,15 @@ logger = logging.getLogger("hvdkeras")
 
 
 def launch(
-    configuration: Configuration, spec: TrainingSpec, on_spark: bool
+    configuration: Configuration, spec: TrainingSpec, on_spark: bool, ranks: StandingRanks | None
 ) -> tuple[list[worker.Result], list[str]]:
     """Runs the ranks to their end.
 
     Args:
         configuration: whose `launch_options`, `max_restarts` and `verbose` are used.
         spec: what the ranks get.
-        on_spark: whether the ranks run on Spark executors; otherwise on this machine.
+        on_spark: whether ranks are launched on Spark executors; otherwise on this machine.
+        ranks: those that train; None: they are launched for this training.
 
     Returns:
         The results by rank, and the reason of each restart, a line each.
@@ -32,22 +36,17 @@ def launch(
     Raises:
         TrainingError: a rank raised an exception, or ranks were lost more often than `max_restarts` allows.
     """
-    job = environment.job()
     members = spec.ensemble.members if spec.ensemble else spec.num_workers
-    run = spark.run if on_spark else local.run
+    run = (
+        _runner(configuration, spec, on_spark)
+        if ranks is None
+        else partial(ranks.run, worker.run_on_standing_rank)
+    )
     restarts: list[str] = []
     while True:
         try:
             with progress.shown(members, spec.num_workers, spec.num_epoch, configuration.verbose) as receiver:
-                results = run(
-                    worker.run,
-                    (spec,),
-                    num_proc=job.size if job else spec.num_workers,
-                    timeout=spec.timeout,
-                    verbose=configuration.verbose,
-                    on_message=receiver,
-                    **configuration.launch_options,
-                )
+                results = run((spec,), on_message=receiver)
             return results, restarts
         except TrainingError as error:
             # A rank would raise the same exception again.
@@ -61,6 +60,19 @@ def launch(
                 restarts[-1],
             )
             spec = _resuming(spec)
+
+
+def _runner(configuration: Configuration, spec: TrainingSpec, on_spark: bool) -> Callable[..., list[Any]]:
+    """Launches ranks for one call of `worker.run`, or calls it in the running job."""
+    job = environment.job()
+    return partial(
+        spark.run if on_spark else local.run,
+        worker.run,
+        num_proc=job.size if job else spec.num_workers,
+        timeout=spec.timeout,
+        verbose=configuration.verbose,
+        **configuration.launch_options,
+    )
 
 
 def _resuming(spec: TrainingSpec) -> TrainingSpec:

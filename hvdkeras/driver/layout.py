@@ -33,7 +33,7 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
         )
     decode = configuration.decode
-    columns = local.once(_columns, configuration, data)
+    columns = local.once(required_columns, configuration, data)
     schema.class_weights(configuration.keras_model, configuration.class_weight, columns)
     if configuration.validation_indicator_col is not None:
         columns = (*columns, Column(configuration.validation_indicator_col, (), "bool"))
@@ -52,8 +52,12 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             local.once(shards.remove)
 
 
-def _columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:
-    """The columns that are read, labels in the form that the data has where the loss takes any."""
+def required_columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:
+    """Returns the columns of a batch, labels in the form that the data has where the loss takes any.
+
+    Raises:
+        ValueError: the data is not of a known kind, or its first row does not fit the model.
+    """
     read, decode = configuration.targets(), configuration.decode
     forms = sources.forms(data, read.of_any_form, decode)
     found = targets.columns(configuration.keras_model, configuration.features_col, read, forms)

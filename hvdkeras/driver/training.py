@@ -20,6 +20,7 @@ from hvdkeras.driver.launching import launch
 from hvdkeras.driver.trial import kept_random_state, try_out
 from hvdkeras.history import History, timeline
 from hvdkeras.launch import local
+from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.models import targets, vector
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.rank.worker import Result
@@ -37,12 +38,14 @@ class Request:
         shuffle: whether each epoch deals all rows out anew.
         validation_data: more data, to evaluate the center on; None without.
         resume: whether to resume from the newest intact checkpoint.
+        ranks: those that train; None: they are launched for this training.
     """
 
     data: Any
-    shuffle: bool
-    validation_data: Any
-    resume: bool
+    shuffle: bool = False
+    validation_data: Any = None
+    resume: bool = False
+    ranks: StandingRanks | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def train(
             threads=configuration.threads,
             timeout=configuration.timeout,
         )
-        results, restarts = launch(configuration, spec, on_spark=sources.is_dataframe(request.data))
+        on_spark = sources.is_dataframe(request.data)
+        results, restarts = launch(configuration, spec, on_spark, request.ranks)
     history = _history(results, time.monotonic() - started, shards.rows, restarts)
     if configuration.timeline is not None:
         _write_timeline(history, configuration.timeline)

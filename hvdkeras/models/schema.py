@@ -52,7 +52,7 @@ def input_columns(model: Any, features_col: Names) -> list[str]:
     """
     inputs = tensors(model, "inputs")
     if isinstance(features_col, list | tuple) and len(inputs) == 1 and len(features_col) > 1:
-        check_stacked(features_col, tuple(inputs[0].shape[1:]), str(inputs[0].dtype))
+        check_stacked(features_col, inputs[0].name, tuple(inputs[0].shape[1:]), str(inputs[0].dtype))
         return list(features_col)
     known = _paths(model, 0) or [tensor.name for tensor in tensors(model, "inputs")]
     return in_order("features_col", features_col, known, "inputs")
@@ -68,13 +68,14 @@ def are_stacked(names: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) 
     return len(names) > 1 and list(shapes) == [(len(names),)]
 
 
-def check_stacked(names: Sequence[str], shape: tuple[int | None, ...], dtype: str) -> None:
-    """Raises ValueError unless several columns of numbers can be stacked to rows of a shape and dtype."""
+def check_stacked(names: Sequence[str], name: str, shape: tuple[int | None, ...], dtype: str) -> None:
+    """Raises ValueError unless several columns of numbers can be stacked to the rows of an input."""
     if not are_stacked(names, [shape]) or dtype == "string":
-        several = f", or {shape[0]} columns of one number" if len(shape) == 1 and dtype != "string" else ""
+        is_row = len(shape) == 1 and shape != (1,) and dtype != "string"
+        several = f", or {shape[0]} columns of one number" if is_row else ""
         raise ValueError(
-            f"features_col must name the column of the model's only input{several}: a row of it has shape "
-            f"{shape}, {dtype}. Received: {shown(names)}"
+            f"features_col must name the column of the model's only input{several}: a row of {name!r} has "
+            f"shape {shape}, {dtype}. Received: {shown(names)}"
         )
 
 

@@ -69,6 +69,26 @@ def run(spec: TrainingSpec) -> Result:
     return result
 
 
+def run_on_standing_rank(spec: TrainingSpec) -> Result:
+    """As `run`, on a rank that goes on to another training: Keras and TensorFlow are left as at a start."""
+    # Each training traces its functions once, which TensorFlow takes for one training that does so again.
+    logging.getLogger("tensorflow").addFilter(_is_not_about_tracing)
+    result = run(spec)
+    import keras
+    from tensorflow.python.framework import ops
+
+    # TensorFlow keeps these for ever, and by them the graphs and models of a training that is over.
+    registered = getattr(ops.gradient_registry, "_registry", {})
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]
+    keras.backend.clear_session()
+    return result
+
+
+def _is_not_about_tracing(record: logging.LogRecord) -> bool:
+    return "triggered tf.function retracing" not in record.getMessage()
+
+
 def _train_one(spec: TrainingSpec, comm: MPI.Comm, device: str, threads: int) -> Result:
     """Trains one model together with the other ranks, by the algorithm's rule."""
     from hvdkeras.rank.training import train

@@ -9,16 +9,19 @@ from hvdkeras.algorithm import Algorithm, check_contract
 from hvdkeras.arguments import declared_arguments
 from hvdkeras.data import sources
 from hvdkeras.driver import checks, training
+from hvdkeras.driver.candidates import Candidate, Candidates, named
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, closed, input_shapes
+from hvdkeras.driver.workers import Workers, open_workers
 from hvdkeras.history.questions import HistoryQuestions
+from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.ml.estimator import TunableEstimator
 from hvdkeras.models import schema
 from hvdkeras.models.recipe import own_parts
 from hvdkeras.spec import EnsembleSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pyspark.ml.param import Param
     from pyspark.sql import DataFrame
@@ -71,7 +74,8 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         data, validation_data = sources.by_column(data), sources.by_column(validation_data)
         shuffle = self.shuffle if shuffle is None else shuffle
         resume = self.resume if resume is None else resume
-        return self._trained(training.Request(data, shuffle, validation_data, resume), self.result)
+        request = training.Request(data, shuffle, validation_data, resume, self._open_workers(data))
+        return self._trained(request, self.result)
 
     def copy(self, extra: Mapping[Param, Any] | None = None) -> Trainer:
         """Returns a copy in which params have the values in `extra`, as `CrossValidator` makes of a grid.
@@ -132,9 +136,43 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         return rule
 
     def _fit(self, dataset: DataFrame) -> ModelPredictor:
+        dataset = sources.by_column(dataset)
+        request = training.Request(dataset, self.shuffle, None, self.resume, self._open_workers(dataset))
+        return self._trained(request, self._predictor(dataset))
+
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[Mapping[Param, Any]]
+    ) -> Iterator[tuple[int, ModelPredictor]]:
+        """Fits a copy of the trainer for each param map, as `CrossValidator` does.
+
+        The shards are written once and the ranks are launched once, for all candidates that need the same
+        columns and the same number of ranks. See `hvdkeras.driver.candidates.Candidates`.
+
+        Returns:
+            An iterator over pairs of the index of a param map and the fitted model. All are trained when the
+            first is asked for.
+
+        Raises:
+            ValueError: a value of a param does not fit; nothing was trained then.
+        """
+        dataset = sources.by_column(dataset)
+        candidates = [self._candidate(dataset, params) for params in paramMaps]
+        return Candidates(candidates, dataset, open_workers())
+
+    def _candidate(self, dataset: DataFrame, params: Mapping[Param, Any]) -> Candidate:
+        one = self.copy(params)
+        values = {one._argument(param.name): value for param, value in params.items()}
+        return Candidate(
+            configuration=one,
+            num_workers=one._num_workers(one._open_workers(dataset)),
+            params=named(values),
+            train=lambda request: one._trained(request, one._predictor(request.data)),
+        )
+
+    def _predictor(self, dataset: Any) -> Callable[[training.Outcome], ModelPredictor]:
+        """What makes the fitted model of an outcome."""
         from hvdkeras.predictors import ModelPredictor
 
-        dataset = sources.by_column(dataset)
         build_from_data(self, dataset)
         features = schema.input_columns(self.keras_model, self.features_col)
         shapes = input_shapes(self, dataset)
@@ -156,13 +194,24 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             _ = made.keras_model  # the executors must be able to load it
             return made
 
-        return self._trained(training.Request(dataset, self.shuffle, None, self.resume), predictor)
+        return predictor
+
+    def _open_workers(self, data: Any) -> Workers | None:
+        """The ranks that the user keeps, once they are found fit for a training on this data."""
+        ranks = open_workers()
+        if ranks is not None:
+            ranks.check(self, self._num_workers(ranks), data)
+        return ranks
+
+    def _num_workers(self, ranks: StandingRanks | None) -> int:
+        default = self.default_workers if ranks is None else ranks.num_proc
+        return checks.number_of_workers(self.num_workers, default)
 
     def _trained(self, request: training.Request, finish: Callable[[training.Outcome], Any]) -> Any:
         """Trains; returns what `finish`, which is tried before, makes of the outcome."""
         check_contract(self)
         self.check_together()  # arguments may have been set since the construction
-        num_workers = checks.number_of_workers(self.num_workers, self.default_workers)
+        num_workers = self._num_workers(request.ranks)
         self.check(num_workers)
         outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request, finish)
         self.history = outcome.history

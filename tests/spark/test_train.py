@@ -3,14 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml import PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import functions as F
 
 import hvdkeras
-from hvdkeras import launch
+from hvdkeras.launch import spark as ranks_on_spark
 from hvdkeras.transformers import LabelIndexTransformer
 
 import digits
@@ -54,7 +53,7 @@ def test_algorithms_learn_the_digits(dataframe, algorithm):
 @pytest.mark.slow
 def test_the_other_asynchronous_algorithms_learn_the_digits(dataframe, spark):
     names = ["EAMSGD", "AdaptiveDOWNPOUR", "DynSGD", "ADAG"]
-    results = launch.spark.run(digits.train_all, (names, 2), num_proc=2)
+    results = ranks_on_spark.run(digits.train_all, (names, 2), num_proc=2)
     assert {name: value for name, (value, _) in results[0].items() if value < 0.95} == {}
 
 
@@ -101,25 +100,32 @@ def test_columns_by_the_names_of_inputs_and_outputs(dataframe):
     assert np.mean((predicted == labels)[labels < 5]) > 0.7
 
 
-def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path):
+def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path, monkeypatch):
+    launched, start = [], ranks_on_spark.start
+    monkeypatch.setattr(
+        ranks_on_spark, "start", lambda *args, **more: launched.append(1) or start(*args, **more)
+    )
     trainer = digits.trainer("EASGD", 2)
     trainer.num_epoch = 1
     scored = LabelIndexTransformer(10, input_col="scores", output_col="prediction")
     trainer.output_col = "scores"
     validator = CrossValidator(
-        estimator=Pipeline(stages=[trainer, scored]),
+        estimator=trainer,
         estimatorParamMaps=ParamGridBuilder().addGrid(trainer.rho_param, [0.1, 2.0]).build(),
-        evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
+        evaluator=hvdkeras.AccuracyEvaluator(prediction_col="scores"),
         numFolds=2,
         seed=0,
+        parallelism=2,
     )
     validator.write().save(str(tmp_path / "validator"))
-    CrossValidator.load(str(tmp_path / "validator")).fit(dataframe).write().save(str(tmp_path / "tuned"))
+    tuned = CrossValidator.load(str(tmp_path / "validator")).fit(dataframe)
+    assert len(launched) == 3  # one for each fold, and one for the model of all rows
+    tuned.write().save(str(tmp_path / "tuned"))
     fitted = CrossValidatorModel.load(str(tmp_path / "tuned"))
     # In one epoch the weaker force hardly moves the center.
     loose, tight = fitted.avgMetrics
     assert tight > max(loose, 0.3)
-    fitted.bestModel.write().overwrite().save(str(tmp_path / "pipeline"))
+    PipelineModel([fitted.bestModel, scored]).write().overwrite().save(str(tmp_path / "pipeline"))
     loaded = PipelineModel.load(str(tmp_path / "pipeline"))
     wanted = [row.scores for row in fitted.bestModel.transform(dataframe).select("scores").collect()]
     received = [row.scores for row in loaded.transform(dataframe).select("scores").collect()]

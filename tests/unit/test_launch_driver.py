@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import venv
+from contextlib import closing
 from importlib.metadata import distribution
 from itertools import pairwise
 from multiprocessing import AuthenticationError
@@ -28,8 +29,8 @@ from hvdkeras.launch import (
     spark,
 )
 from hvdkeras.launch.cli import main
+from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.mpirun import with_names
-from hvdkeras.launch.rank import Driver
 from hvdkeras.launch.report import Reports
 from hvdkeras.launch.wire import Wire
 
@@ -121,7 +122,7 @@ def test_versions_differ_by_their_first_two_numbers():
 
 @pytest.fixture
 def reports():
-    with Reports(b"the task", 2, None) as opened:
+    with closing(Reports(b"the task", 2, None)) as opened:
         yield opened
 
 
@@ -283,7 +284,7 @@ def test_run_refuses_bad_arguments(arguments, capsys):
 def test_who_does_not_prove_the_key_in_time_is_sent_away(monkeypatch):
     monkeypatch.setattr(report, "CHALLENGE_SECONDS", 0.3)
     with (
-        Reports(b"the task", 2, None) as reports,
+        closing(Reports(b"the task", 2, None)) as reports,
         socket.create_connection(("127.0.0.1", reports.port)) as silent,
     ):
         silent.settimeout(10)

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from hvdkeras.launch.explanation import explain
-from hvdkeras.launch.failure import TrainingError
+from hvdkeras.launch.failure import Failure, TrainingError
 from hvdkeras.launch.output import LONGEST_LINE, Death, Output, find_death
-from hvdkeras.launch.report import Failure
 
 KILLED = """\
 --------------------------------------------------------------------------

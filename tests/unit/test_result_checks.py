@@ -77,4 +77,4 @@ def test_integers_that_float32_rounds_warn_once(tmp_path, caplog, raw, rounded):
     check_outcomes(columns, outcomes)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == rounded
-    assert all("larger ones of 'number' are rounded" in message for message in messages)
+    assert all("integers of 'number' are rounded" in message for message in messages)

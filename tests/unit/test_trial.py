@@ -27,7 +27,7 @@ def launched(monkeypatch):
     """The training specifications for which ranks would be launched."""
     specs = []
 
-    def launch(configuration, spec, on_spark):
+    def launch(configuration, spec, on_spark, ranks):
         specs.append(spec)
         raise Launched
 
