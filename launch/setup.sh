@@ -4,8 +4,8 @@
 #   launch/setup.sh            TensorFlow for CPUs
 #   launch/setup.sh gpu        TensorFlow with CUDA from its wheels, and Horovod compiled with NCCL
 #
-#   PYTHON=python3.12          which Python makes the environment (default: the first of 3.11, 3.12, 3.10, 3.13)
-#   TENSORFLOW=2.18.1          which TensorFlow goes into it (default: that of launch/constraints.txt; gpu: 2.18.1)
+#   PYTHON=python3.12          which Python makes the environment (default: the first of 3.13, 3.12, 3.11, 3.10)
+#   TENSORFLOW=2.18.1          which TensorFlow goes into it (default: 2.21.0, of launch/constraints.txt; gpu: 2.18.1)
 #   SPARK=4.1.4                which Spark goes into it (default: 3.5.9, which runs on any Java 17, also a JRE)
 #   CONSTRAINTS=FILE           other versions than those of launch/constraints.txt
 #   HVDKERAS_CACHE=DIR         where built Horovod wheels are kept (default: ~/.cache/hvdkeras)
@@ -23,7 +23,7 @@ cache=${HVDKERAS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvdkeras}
 constraints=${CONSTRAINTS:-launch/constraints.txt}
 # Horovod's GPU code compiles against this TensorFlow and none newer.
 tensorflow_version=${TENSORFLOW:-$([[ $build == gpu ]] && echo 2.18.1 || true)}
-pythons=(python3.11 python3.12 python3.10 python3.13 python3)
+pythons=(python3.13 python3.12 python3.11 python3.10 python3)
 # TensorFlow has wheels for Python 3.13 from 2.20 on.
 newest=$([[ $tensorflow_version == 2.1* ]] && echo 12 || echo 13)
 
