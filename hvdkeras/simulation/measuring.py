@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvdkeras.algorithm import Mode
 from hvdkeras.simulation.times import Times
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
 
     Returns:
         Times with `step` and `exchange`: medians over the epochs after the first and the ranks. Where
-        gradients are averaged, the step includes the reduction, so that `exchange` is 0.
+        gradients are averaged, the wait for slower ranks is part of `exchange`.
 
     Raises:
         ValueError: as `Trainer.train`.
@@ -37,11 +38,13 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
     used.callbacks = used.center_callbacks = used.stop_at = used.checkpoint = used.checkpoint_minutes = None
     used.max_restarts = 0
     used.train(data)
-    steps, exchanges = [], []
+    algorithm, steps, exchanges = used.algorithm(), [], []
+    averaging = algorithm.gradient_averaging if algorithm.mode is Mode.GRADIENTS else None
+    window = averaging.accumulation if averaging else used.communication_window
     for rank in used.history.ranks:
         for epoch in range(1, len(rank.rows)):
             batches = math.ceil(rank.rows[epoch] / used.batch_size)
-            windows = math.ceil(batches / min(used.communication_window or batches, batches))
+            windows = math.ceil(batches / min(window or batches, batches))
             steps.append(rank.seconds["computation"][epoch] / batches)
             exchanges.append(rank.seconds["communication"][epoch] / windows)
     return Times(step=float(np.median(steps)), exchange=float(np.median(exchanges)))
