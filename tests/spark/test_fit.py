@@ -142,5 +142,5 @@ def test_a_predictor_stacks_columns(spark, kinds):
         np.testing.assert_allclose(row.score, by_number[row.whole], rtol=1e-6)
     with pytest.raises(ValueError, match="'text' must hold numbers, of which 3 are the model's input"):
         ModelPredictor(dense, ["whole", "yes", "text"]).transform(kinds)
-    with pytest.raises(ValueError, match="only input, or 3 columns of one number: a row of it has shape"):
+    with pytest.raises(ValueError, match="only input, or 3 columns of one number: a row of .* has shape"):
         ModelPredictor(dense, ["whole", "yes"])
