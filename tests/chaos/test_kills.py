@@ -94,7 +94,7 @@ ON_SPARK = """
 
         MPI.COMM_WORLD.Barrier()
         Path(os.environ["READY"]).touch()
-        time.sleep(100)
+        time.sleep(45)
 
     if __name__ == "__main__":
         session = SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", False)
@@ -105,6 +105,7 @@ ON_SPARK = """
             time.sleep(0.5)
         try:
             spark.run(work, num_proc=2, verbose=0)
+            print("all results came")
         except Exception as error:
             print(f"{type(error).__name__}: {error}")
         session.stop()
@@ -120,7 +121,9 @@ ON_SPARK = """
 def test_nothing_of_a_launch_by_spark_is_left(boxed, victim):
     found = boxed(ON_SPARK, victim, signal.SIGKILL, timeout=280)
     assert found["processes"] == {}
-    if victim != "driver":
+    if victim == "pyspark.daemon":  # its workers, and the ranks under them, live on
+        assert "all results came" in found["output"]
+    elif victim != "driver":
         assert "TrainingError: " in found["output"]
     # The semaphores are of Horovod's Spark tasks, 32 bytes each: Spark kills its Python workers.
     assert [name for name in found["shared"] if not name.startswith("sem.mp-")] == []
