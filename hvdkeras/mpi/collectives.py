@@ -44,6 +44,29 @@ def gathered(comm: MPI.Comm, values: np.ndarray, timeout: float, what: str) -> n
     return everyone
 
 
+def gathered_rows(
+    comm: MPI.Comm, rows: np.ndarray, counts: np.ndarray, timeout: float, what: str
+) -> np.ndarray:
+    """Collects every rank's rows, of which ranks may have different numbers.
+
+    Args:
+        comm: the ranks.
+        rows: this rank's rows, shape `(k, *shape)`; shape and dtype of a row are the same on every rank.
+        counts: the number of rows of each rank, shape `(ranks,)`.
+        timeout: seconds that the wait may take.
+        what: what is waited for, for the error.
+
+    Returns:
+        The rows of all ranks, in the ranks' order, on every rank.
+    """
+    everyone = np.empty((counts.sum(), *rows.shape[1:]), rows.dtype)
+    row_bytes = rows.itemsize * int(np.prod(rows.shape[1:]))
+    own = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+    received = [everyone.view(np.uint8).reshape(-1), counts * row_bytes]
+    wait(comm.Iallgatherv(own, received).Test, timeout, what)
+    return everyone
+
+
 def check_equal(comm: MPI.Comm, value: int, requirement: str, timeout: float, what: str) -> None:
     """Checks that an integer is the same on every rank.
 

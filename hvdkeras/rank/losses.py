@@ -17,8 +17,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from hvdkeras.mpi.collectives import gathered
-from hvdkeras.mpi.waiting import wait
+from hvdkeras.mpi.collectives import gathered, gathered_rows
 from hvdkeras.rank.batches import Batches
 
 
@@ -110,13 +109,9 @@ class JoinedLosses:
     def _gather(self, own: np.ndarray) -> tuple[np.ndarray, np.int64]:
         """All ranks' rows, in the ranks' order, and the place of this rank's own."""
         comm, what = self._comm, f"the predictions of the other {self._comm.size - 1} ranks"
-        rows = gathered(comm, np.array(len(own)), self._timeout, what)
-        everyone = np.empty((rows.sum(), *own.shape[1:]), own.dtype)
-        row_bytes = own.itemsize * int(np.prod(own.shape[1:]))
-        received = [everyone.view(np.uint8).reshape(-1), rows * row_bytes]
-        request = comm.Iallgatherv(np.ascontiguousarray(own).view(np.uint8).reshape(-1), received)
-        wait(request.Test, self._timeout, what)
-        return everyone, np.int64(rows[: comm.rank].sum())
+        counts = gathered(comm, np.array(len(own)), self._timeout, what)
+        everyone = gathered_rows(comm, own, counts, self._timeout, what)
+        return everyone, np.int64(counts[: comm.rank].sum())
 
 
 class _Weights(keras.losses.Loss):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from mpi4py import MPI
 
 from hvdkeras.launch import gpu
-from hvdkeras.mpi.collectives import gathered
+from hvdkeras.mpi.collectives import gathered, gathered_rows
 from hvdkeras.mpi.waiting import wait
 
 logger = logging.getLogger("hvdkeras")
@@ -107,14 +107,10 @@ class OverMPI:
             return np.arange(shape[0], dtype=indices.dtype), self._sum(whole.ravel()).reshape(shape)
         if self._in_half:
             values = values.astype(np.float16)
-        return self._joined(indices, counts), self._joined(values, counts).astype(np.float32)
-
-    def _joined(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        everyone = np.empty((counts.sum(), *rows.shape[1:]), rows.dtype)
-        row_bytes = rows.itemsize * int(np.prod(rows.shape[1:]))
-        own = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
-        self._wait(self._comm.Iallgatherv(own, [everyone.view(np.uint8).reshape(-1), counts * row_bytes]))
-        return everyone
+        indices, values = (
+            gathered_rows(self._comm, rows, counts, self._timeout, self._what) for rows in (indices, values)
+        )
+        return indices, values.astype(np.float32)
 
     def _wait(self, request: MPI.Request) -> None:
         wait(request.Test, self._timeout, self._what)
