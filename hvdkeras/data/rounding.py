@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hvdkeras.data.columns import Column
-from hvdkeras.data.raw import ragged_values
+from hvdkeras.data.raw import is_list, plain_type, ragged_values
 from hvdkeras.naming import listed
 
 logger = logging.getLogger("hvdkeras")
@@ -26,14 +26,27 @@ def is_rounded(column: Column, raw: pa.Array | np.ndarray | Sequence[Any], store
     """
     if stored is None or column.encoded or column.is_string or np.dtype(column.dtype).kind != "f":
         return False
+    if not _has_integers(raw):
+        return False
     if isinstance(stored, pa.Array):
         stored = np.frombuffer(stored.buffers()[2] or b"", column.dtype)
     exact_to = 2 ** (np.finfo(column.dtype).nmant + 1)
     if not stored.size or max(stored.max(), -stored.min()) < exact_to:
         return False
     values = _numbers(raw)
-    rounded = values.astype(column.dtype).astype(values.dtype) != values
-    return values.dtype.kind in "iu" and bool(rounded.any())
+    if values.dtype.kind not in "iu":
+        return False
+    return bool((values.astype(column.dtype).astype(values.dtype) != values).any())
+
+
+def _has_integers(raw: pa.Array | np.ndarray | Sequence[Any]) -> bool:
+    """Whether rows can hold integers, by their types alone: most columns have none, and are not searched."""
+    if isinstance(raw, pa.Array):
+        kind = plain_type(raw.type)
+        while is_list(kind):
+            kind = kind.value_type
+        return pa.types.is_integer(kind)
+    return not isinstance(raw, np.ndarray) or raw.dtype.kind in "iu"
 
 
 def _numbers(raw: pa.Array | np.ndarray | Sequence[Any]) -> np.ndarray:
