@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,50 @@ from hvdkeras.simulation.centers import AsynchronousCenter, SynchronousCenter
 from hvdkeras.simulation.problems import MeanGradient, Problem
 from hvdkeras.simulation.replicas import SGD, Replicas
 from hvdkeras.simulation.times import Stopwatch, Times
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is simulated.
+
+    Attributes:
+        algorithm: what the workers run.
+        problem: what they minimize.
+        optimizer: of each worker.
+        num_workers: number of workers.
+        num_epoch: epochs of each worker.
+        times: seconds of the parts.
+        seed: of the draws of seconds.
+    """
+
+    algorithm: Algorithm
+    problem: Problem
+    optimizer: SGD
+    num_workers: int
+    num_epoch: int
+    times: Times
+    seed: int
+
+    def replicas(self) -> Replicas:
+        """Returns the workers' weights at the start."""
+        window = self.algorithm.communication_window
+        return Replicas(self.problem, self.num_workers, self.optimizer, window, self.factor)
+
+    def factor(self, epochs: float) -> float:
+        """Returns the factor of the learning rate after a number of epochs."""
+        return self.algorithm.learning_rate_factor(epochs, self.num_workers)
+
+    def algorithms(self) -> list[Algorithm]:
+        """Returns the algorithm of each worker."""
+        return [copy.copy(self.algorithm) for _ in range(self.num_workers)]
+
+    def stopwatch(self) -> Stopwatch:
+        """Returns what draws the seconds of windows."""
+        return Stopwatch(self.times, self.num_workers, self.seed)
+
+    def reduction(self) -> float:
+        """Returns the seconds of a reduction of all workers."""
+        return self.times.reduction(self.problem.initial.size, self.num_workers)
 
 
 class Run(Protocol):
@@ -56,36 +101,21 @@ class Asynchronous:
     """Each worker exchanges at its own pace; the center serves one after the other, in the order of arrival.
 
     Args:
-        algorithm: what the workers run.
-        problem: what they minimize.
-        optimizer: of each worker.
-        num_workers: number of workers.
-        num_epoch: epochs of each worker.
-        times: seconds of the parts.
-        seed: of the draws of seconds.
+        setup: the training.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        problem: Problem,
-        optimizer: SGD,
-        num_workers: int,
-        num_epoch: int,
-        times: Times,
-        seed: int,
-    ) -> None:
-        self.replicas = _replicas(algorithm, problem, optimizer, num_workers)
-        self._algorithms = [copy.copy(algorithm) for _ in range(num_workers)]
-        self._num_epoch = num_epoch
-        self._center = AsynchronousCenter(problem.initial, algorithm.center_slots, num_workers)
+    def __init__(self, setup: Setup) -> None:
+        num_workers, initial, slots = setup.num_workers, setup.problem.initial, setup.algorithm.center_slots
+        self.replicas, self._algorithms = setup.replicas(), setup.algorithms()
+        self._num_epoch = setup.num_epoch
+        self._center = AsynchronousCenter(initial, slots, num_workers)
         self._states = [
             own.begin(center.pull())
             for own, center in zip(self._algorithms, self._center.workers, strict=True)
         ]
-        self._stopwatch = Stopwatch(times, num_workers, seed)
-        self._service = times.service(problem.initial.size, algorithm.center_slots)
-        self._latency = times.latency
+        self._stopwatch = setup.stopwatch()
+        self._service = setup.times.service(initial.size, slots)
+        self._latency = setup.times.latency
         self.now = self.serving = self._free = 0.0
         self.computing, self.waiting = np.zeros(num_workers), np.zeros(num_workers)
         self._order = 0
@@ -138,26 +168,17 @@ class Synchronous:
 
     A reduction runs beside the next window, until a worker needs its result.
 
-    Args: as `Asynchronous`.
+    Args:
+        setup: the training.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        problem: Problem,
-        optimizer: SGD,
-        num_workers: int,
-        num_epoch: int,
-        times: Times,
-        seed: int,
-    ) -> None:
-        self.replicas = _replicas(algorithm, problem, optimizer, num_workers)
-        self._algorithms = [copy.copy(algorithm) for _ in range(num_workers)]
-        self._num_epoch, self._workers = num_epoch, range(num_workers)
-        self._center = SynchronousCenter(problem.initial, num_workers)
+    def __init__(self, setup: Setup) -> None:
+        num_workers = setup.num_workers
+        self.replicas, self._algorithms = setup.replicas(), setup.algorithms()
+        self._num_epoch, self._workers = setup.num_epoch, range(num_workers)
+        self._center = SynchronousCenter(setup.problem.initial, num_workers)
         self._states = [own.begin(self._center.value.copy()) for own in self._algorithms]
-        self._stopwatch = Stopwatch(times, num_workers, seed)
-        self._reduction = times.reduction(problem.initial.size, num_workers)
+        self._stopwatch, self._reduction = setup.stopwatch(), setup.reduction()
         self.now = self.serving = self._reduced = 0.0
         self._clocks = np.zeros(num_workers)
         self.computing, self.waiting = np.zeros(num_workers), np.zeros(num_workers)
@@ -209,38 +230,26 @@ class Synchronous:
 class Averaged:
     """Every step uses the mean gradient of all workers, which so have equal weights.
 
-    Args: as `Asynchronous`.
+    Args:
+        setup: the training.
 
     Raises:
         ValueError: the gradients would be compressed.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        problem: Problem,
-        optimizer: SGD,
-        num_workers: int,
-        num_epoch: int,
-        times: Times,
-        seed: int,
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
+        algorithm, problem, num_workers = setup.algorithm, setup.problem, setup.num_workers
         averaging = algorithm.gradient_averaging
         if averaging.compression is not None:
             raise ValueError(
                 f"compression must be None: it is not simulated. Received: {averaging.compression!r}"
             )
-        self._num_epoch, self._workers, self._group = num_epoch, range(num_workers), averaging.accumulation
+        self._num_epoch, self._workers = setup.num_epoch, range(num_workers)
+        self._group = averaging.accumulation
+        mean = MeanGradient(problem, num_workers, self._group)
         window = -(-(algorithm.communication_window or problem.steps) // self._group)
-        self.replicas = Replicas(
-            MeanGradient(problem, num_workers, self._group),
-            1,
-            optimizer,
-            window,
-            lambda epochs: algorithm.learning_rate_factor(epochs, num_workers),
-        )
-        self._stopwatch = Stopwatch(times, num_workers, seed)
-        self._reduction = times.reduction(problem.initial.size, num_workers)
+        self.replicas = Replicas(mean, 1, setup.optimizer, window, setup.factor)
+        self._stopwatch, self._reduction = setup.stopwatch(), setup.reduction()
         self.now = self.serving = 0.0
         self.computing, self.waiting = np.zeros(num_workers), np.zeros(num_workers)
         self.exchanges = np.zeros(num_workers, np.int64)
@@ -271,13 +280,3 @@ class Averaged:
         steps = range(self.replicas.begin(0))
         draws = [[self._stopwatch.window(worker, self._group) for worker in self._workers] for _ in steps]
         self._seconds, self._serving = np.array(draws), len(draws) * self._reduction
-
-
-def _replicas(algorithm: Algorithm, problem: Problem, optimizer: SGD, num_workers: int) -> Replicas:
-    return Replicas(
-        problem,
-        num_workers,
-        optimizer,
-        algorithm.communication_window,
-        lambda epochs: algorithm.learning_rate_factor(epochs, num_workers),
-    )

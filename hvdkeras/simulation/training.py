@@ -17,7 +17,7 @@ from hvdkeras.simulation.dense import DenseModel
 from hvdkeras.simulation.problems import Problem
 from hvdkeras.simulation.replicas import SGD
 from hvdkeras.simulation.result import Simulation
-from hvdkeras.simulation.runs import Asynchronous, Averaged, Run, Synchronous
+from hvdkeras.simulation.runs import Asynchronous, Averaged, Run, Setup, Synchronous
 from hvdkeras.simulation.times import Failures, Times
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def simulate(
     problem = _problem(trainer, data, num_workers, shuffle, validation_data)
     # A worker alone trains like one that averages its gradients with nobody.
     kind = _RUNS.get(trainer.mode, Averaged)
-    run = kind(trainer.algorithm(), problem, SGD.of(trainer), num_workers, trainer.num_epoch, times, seed)
-    return _Course(run, problem, num_workers, failures, evaluations, seed).complete(
+    setup = Setup(trainer.algorithm(), problem, SGD.of(trainer), num_workers, trainer.num_epoch, times, seed)
+    return _Course(kind(setup), problem, num_workers, failures, evaluations, seed).complete(
         math.inf if seconds is None else seconds
     )
 
