@@ -42,10 +42,10 @@ class Request:
     """
 
     data: Any
-    shuffle: bool = False
-    validation_data: Any = None
-    resume: bool = False
-    ranks: StandingRanks | None = None
+    shuffle: bool
+    validation_data: Any
+    resume: bool
+    ranks: StandingRanks | None
 
 
 @dataclass(frozen=True)

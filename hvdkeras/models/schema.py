@@ -54,7 +54,7 @@ def input_columns(model: Any, features_col: Names) -> list[str]:
     if isinstance(features_col, list | tuple) and len(inputs) == 1 and len(features_col) > 1:
         check_stacked(features_col, inputs[0].name, tuple(inputs[0].shape[1:]), str(inputs[0].dtype))
         return list(features_col)
-    known = _paths(model, 0) or [tensor.name for tensor in tensors(model, "inputs")]
+    known = _paths(model, 0) or [tensor.name for tensor in inputs]
     return in_order("features_col", features_col, known, "inputs")
 
 
