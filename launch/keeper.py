@@ -1,7 +1,8 @@
-"""A process between the driver and mpirun: when either is gone, it ends all that mpirun has started here.
+"""A process above mpirun, and above orted on an executor: it ends all that they have started on its host.
 
+It does so when its command ends, or the process that started it: the driver, or an executor's `orted.py`.
 It runs as a script of its own (`python keeper.py FOLDERS COMMAND`), and needs nothing of this package.
-Its standard input is a pipe that only the driver holds: the end of it is the word to end the job.
+Its standard input is a pipe that only that process holds: the end of it is the word to end the job.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl
-# mpirun ends its ranks in this time after a SIGTERM; then all are killed.
+# mpirun and orted end their ranks in this time after a SIGTERM; then all are killed.
 TERM_SECONDS = 4.0
 PARENT_SECONDS = 0.5
 
@@ -35,17 +36,17 @@ def main(folders: str, command: str) -> int:
         The command's exit status; 128 and the number of the signal that killed it.
     """
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # the driver decides
-    # Ranks whose mpirun was killed become children of this process.
+        signal.signal(ignored, signal.SIG_IGN)  # who started it decides
+    # Ranks whose mpirun or orted was killed become children of this process.
     ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
-    mpirun = subprocess.Popen(
+    started = subprocess.Popen(
         f"exec {command}",
         shell=True,
         stdin=subprocess.DEVNULL,
         preexec_fn=_default_signals,
     )
-    threading.Thread(target=_end_with_driver, args=(mpirun, os.getppid()), daemon=True).start()
-    status = mpirun.wait()
+    threading.Thread(target=_end_with_parent, args=(started, os.getppid()), daemon=True).start()
+    status = started.wait()
     kill_children()
     for folder in filter(None, folders.split(os.pathsep)):
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,15 +58,15 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _end_with_driver(mpirun: subprocess.Popen, driver: int) -> None:
-    # A process that the driver forked may hold the pipe open: its death is seen in another way, too.
-    while not select.select([0], [], [], PARENT_SECONDS)[0] and os.getppid() == driver:
+def _end_with_parent(started: subprocess.Popen, parent: int) -> None:
+    # A process that the parent forked may hold the pipe open: its death is seen in another way, too.
+    while not select.select([0], [], [], PARENT_SECONDS)[0] and os.getppid() == parent:
         pass
-    mpirun.terminate()
+    started.terminate()
     try:
-        mpirun.wait(TERM_SECONDS)
+        started.wait(TERM_SECONDS)
     except subprocess.TimeoutExpired:
-        mpirun.kill()
+        started.kill()
 
 
 def kill_children() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +20,6 @@ MARK = "HVDKERAS_LAUNCH"
 # Ranks of one host talk through its memory and open no port. mpirun opens one on all interfaces whatever it
 # is told, but tells its processes the address of this one only.
 ONE_HOST = ["-mca pml ob1", "-mca btl self,vader", "-mca oob_tcp_if_include lo"]
-KEEPER = Path(__file__).with_name("keeper.py")
 # The keeper needs 4 of them where mpirun does not answer.
 END_SECONDS = 10.0
 # For what is left in the pipes when mpirun has ended.
@@ -101,14 +97,8 @@ class Mpirun:
         with self._lock:
             if self._ended:
                 raise RuntimeError("the job was ended before mpirun was started")
-            self._keeper = keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), os.pathsep.join(self._folders.paths), command],
-                env={**env, **self._own},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is the driver's
-                pass_fds=[self._folders.lock],
+            self._keeper = keeper = self._folders.keep(
+                command, {**env, **self._own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
         readers = [
             threading.Thread(target=self._output.read, args=(stream,), name="read-mpirun", daemon=True)

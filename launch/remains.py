@@ -7,13 +7,18 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hvdkeras.launch import environment
 
+KEEPER = Path(__file__).with_name("keeper.py")
 PREFIX = "hvdkeras-launch-"
 SHARED_MEMORY = Path("/dev/shm")
 MAPPED = re.compile(r"(/\S*/(?:vader_segment|osc_sm)\.\S+|/dev/shm/ucx_shm_posix_\S+)")
@@ -51,6 +56,26 @@ class Folders:
             "OMPI_MCA_osc_sm_backing_directory": self.shared_memory,
         }
         return {name: path for name, path in wanted.items() if name not in os.environ}
+
+    def keep(self, command: str, env: Mapping[str, str], **streams: Any) -> subprocess.Popen:
+        """Starts a shell command under a keeper, which removes the directories when the command has ended.
+
+        Args:
+            command: what to run. It ends when the keeper's standard input does.
+            env: its environment.
+            **streams: `stdout` and `stderr`, as in `subprocess.Popen`.
+
+        Returns:
+            The keeper.
+        """
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER), os.pathsep.join(self.paths), command],
+            env=env,
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is the driver's
+            pass_fds=[self.lock],
+            **streams,
+        )
 
     def close(self) -> None:
         """Removes the directories, which the keeper has done if there was one, and gives the lock back."""
