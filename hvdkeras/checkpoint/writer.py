@@ -9,11 +9,12 @@ import numpy as np
 
 from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
+from hvdkeras.checkpoint.ownership import Ownership
 from hvdkeras.naming import listed
 
 
 class CheckpointWriter:
-    """Writes rank 0's part of checkpoints, and deletes old ones.
+    """Writes rank 0's part of checkpoints, and deletes old ones. The folder is its own from now on.
 
     Args:
         folder: where the checkpoints are written.
@@ -23,9 +24,15 @@ class CheckpointWriter:
 
     def __init__(self, folder: CheckpointFolder, kept: int, facts: Mapping[str, Any]) -> None:
         self._folder, self._kept, self._facts = folder, kept, facts
+        self._ownership = Ownership(folder.url)
 
     def begin(self) -> int:
-        """Makes the folder of a new checkpoint and returns its number."""
+        """Makes the folder of a new checkpoint and returns its number.
+
+        Raises:
+            RuntimeError: another training writes into the folder.
+        """
+        self._ownership.check()
         number = max(self._folder.numbers(), default=0) + 1
         self._folder.create(number)
         return number
@@ -50,7 +57,8 @@ class CheckpointWriter:
             manifest: what else the training needs to resume.
 
         Raises:
-            RuntimeError: rank 0 does not see a file of another rank.
+            RuntimeError: rank 0 does not see a file of another rank, or another training writes into the
+                folder.
         """
         folder = self._folder
         if missing := folder.missing(number, [file.name for file in files]):
@@ -66,8 +74,13 @@ class CheckpointWriter:
             ),
             folder.write_bytes(number, "model.keras", model),
         ]
+        self._ownership.check()
         folder.complete(number, [*own, *files], {**self._facts, **manifest})
         self._delete_old()
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        self._ownership.release()
 
     def _delete_old(self) -> None:
         numbers = self._folder.numbers()

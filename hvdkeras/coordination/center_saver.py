@@ -31,6 +31,10 @@ class CenterSaver:
         """Makes a new checkpoint and returns its number."""
         return self._writer.begin()
 
+    def close(self) -> None:
+        """Says that there will be no more checkpoint."""
+        self._writer.close()
+
     def complete(
         self, number: int, files: Sequence[WrittenFile], manifest: Mapping[str, Any], is_evaluated: bool
     ) -> None:

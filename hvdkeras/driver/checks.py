@@ -10,6 +10,7 @@ import numpy as np
 
 from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
+from hvdkeras.checkpoint.ownership import living_owner
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
 from hvdkeras.models import schema
@@ -123,11 +124,17 @@ def check_checkpoints(url: str, algorithm: str, model: bytes, resume: bool) -> N
         resume: whether the training is to resume from what is there.
 
     Raises:
-        ValueError: the folder can't be written, holds checkpoints that are not to be resumed, or those of
-            another algorithm or model.
+        ValueError: the folder can't be written, another training writes into it, or it holds checkpoints that
+            are not to be resumed, or those of another algorithm or model.
     """
     folder = CheckpointFolder(url)
     folder.make()
+    for each in (folder, folder.subfolder("model-000")):
+        if (process := living_owner(each.url)) is not None:
+            raise ValueError(
+                "checkpoint must be a folder that no other training writes into. "
+                f"Received: {folder.url!r}, into which process {process} of this host does"
+            )
     manifest = _newest_manifest(folder)
     if manifest is None:
         return

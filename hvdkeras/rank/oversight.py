@@ -66,6 +66,7 @@ class Oversight:
         self._clock = Clock(60 * minutes) if minutes else None
         self._center_callbacks: CenterCallbacks | None = None
         self._attendance: Attendance | None = None
+        self._saver: CenterSaver | None = None
 
     def callbacks(
         self, users: Sequence[Any], folder: CheckpointFolder | None, save: Save, start: Start, facts: dict
@@ -119,6 +120,8 @@ class Oversight:
                 moving average. None without one.
         """
         self._attendance.finish()
+        if self._saver is not None:
+            self._saver.close()
         if self._center_callbacks is None:
             return None
         if final is not None:
@@ -144,16 +147,16 @@ class Oversight:
         )
 
     def _made_coordinator(self, folder: CheckpointFolder | None, start: Start, facts: dict) -> Coordinator:
-        saver, checkpoint = None, self._spec.checkpoint
+        checkpoint = self._spec.checkpoint
         if folder is not None:
             model = structure(self._spec.recipe.content)
             writer = CheckpointWriter(folder, checkpoint.kept, {**facts, "model": model})
-            saver = CenterSaver(writer, self._center, self._contents)
+            self._saver = CenterSaver(writer, self._center, self._contents)
         return Coordinator(
             self._place.comm.size,
             self._center_callbacks,
             weights=(lambda: None) if self._waits else (lambda: self._contents().center),
-            saver=saver,
+            saver=self._saver,
             saves_evaluations=checkpoint is not None and checkpoint.minutes is None,
             is_due=(lambda: False) if self._waits else self._is_due,
             resumed=start.manifest,

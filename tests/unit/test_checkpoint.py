@@ -1,13 +1,17 @@
 """Checkpoints on disk: complete and intact or nothing, in open formats; a rank's state there and back."""
 
 import json
+import os
 
 import keras
 import numpy as np
 import pytest
 
+from hvdkeras.center.contents import Contents
 from hvdkeras.checkpoint.folder import CheckpointFolder
+from hvdkeras.checkpoint.ownership import NAME, Ownership
 from hvdkeras.checkpoint.rank_state import RankState
+from hvdkeras.checkpoint.writer import CheckpointWriter
 from hvdkeras.driver.checks import check_checkpoints
 from hvdkeras.history import RankHistory
 from hvdkeras.models.serialization import model_to_bytes
@@ -144,3 +148,47 @@ def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="checkpoint must be a folder or URL that can be written"):
         check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", MODEL, resume=False)
+
+
+def test_a_training_that_was_taken_for_lost_can_not_complete_a_checkpoint(tmp_path):
+    folder = CheckpointFolder(str(tmp_path))
+    center = Contents(np.zeros(3, np.float32), np.zeros((0, 3), np.float32))
+
+    def complete(writer, number):
+        writer.complete(number, center, np.zeros(0, np.float32), MODEL, [], {"epochs": 1})
+
+    first = CheckpointWriter(folder, 3, FACTS)
+    complete(first, first.begin())
+    late = first.begin()
+    second = CheckpointWriter(folder, 3, FACTS)
+    complete(second, second.begin())
+    second.close()
+    for write in (first.begin, lambda: complete(first, late)):
+        with pytest.raises(RuntimeError, match=rf"one training writes into. Received: '{tmp_path}'"):
+            write()
+    assert folder.newest_intact().number == 3
+    assert not folder.is_complete(late)
+
+
+def test_a_folder_into_which_a_training_writes_is_refused(tmp_path):
+    url = str(tmp_path)
+    ownership = Ownership(url)
+    with pytest.raises(
+        ValueError, match=f"no other training writes into. Received: .* process {os.getpid()} of this"
+    ):
+        check_checkpoints(url, "EASGD", MODEL, resume=True)
+    ownership.release()
+    check_checkpoints(url, "EASGD", MODEL, resume=True)
+    # Of another host it is not known, and another process may have got the number of one that has ended.
+    for change in ({"host": "elsewhere"}, {"began": 0.0}, {"process": 2**22 + 1}):
+        Ownership(url)
+        owner = json.loads((tmp_path / NAME).read_text())
+        (tmp_path / NAME).write_text(json.dumps({**owner, **change}))
+        check_checkpoints(url, "EASGD", MODEL, resume=True)
+
+
+def test_a_folder_that_was_emptied_meanwhile_is_taken_again(tmp_path):
+    ownership = Ownership(str(tmp_path))
+    (tmp_path / NAME).unlink()
+    ownership.check()
+    assert (tmp_path / NAME).exists()
