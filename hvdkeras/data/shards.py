@@ -114,17 +114,37 @@ def open_shards(url: str | os.PathLike) -> Shards:
         url: the folder, `Shards.url`.
 
     Raises:
-        ValueError: the folder has no complete set of shards.
+        ValueError: the folder has no complete set of shards, or its manifest was not written here.
     """
     url = normalized(url)
     system, path = open_filesystem(url)
     try:
         with system.open_input_stream(f"{path}/{_MANIFEST}") as file:
-            manifest = json.loads(file.read())
+            content = file.read()
     except FileNotFoundError as error:
         raise ValueError(f"url must be a folder of shards with a {_MANIFEST}. Received: {url!r}") from error
+    try:
+        return _of_manifest(url, json.loads(content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"url must be a folder of shards with a {_MANIFEST} as hvdkeras writes it. "
+            f"Received: {url!r} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _of_manifest(url: str, manifest: Any) -> Shards:
     columns = tuple(Column(**{**column, "shape": tuple(column["shape"])}) for column in manifest["columns"])
-    parts = tuple(Part(rows, tuple(files)) for rows, files in manifest["parts"])
+    parts = tuple(Part(int(rows), tuple(files)) for rows, files in manifest["parts"])
+    distinct = len(set(columns))
+    for part in parts:
+        if part.rows < 1 or len(part.files) < distinct:
+            raise ValueError(
+                f"each part must have rows, and a file for each of {distinct} columns. Received: {part}"
+            )
+        for file in part.files:
+            # The folder may be another's: a path would lead out of it.
+            if file != os.path.basename(file) or file in ("", os.curdir, os.pardir):
+                raise ValueError(f"parts must name files of the folder. Received: {file!r}")
     return Shards(url, columns, parts)
 
 

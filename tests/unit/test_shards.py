@@ -1,5 +1,6 @@
 """Shards of NumPy arrays and Parquet files: what is written, opened, refused and left behind."""
 
+import json
 import os
 import pickle
 
@@ -69,6 +70,44 @@ def test_a_given_store_is_kept_and_opened_again(tmp_path):
     assert sorted(os.listdir(shards.url)) == sorted(["manifest.json", *shards.parts[0].files])
     shards.remove()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda manifest: manifest["parts"][0][1].__setitem__(0, "../secret.npy"),
+            "of the folder. Received: '../s",
+        ),
+        (
+            lambda manifest: manifest["parts"][0][1].__setitem__(0, "/etc/passwd"),
+            "of the folder. Received: '/etc/p",
+        ),
+        (lambda manifest: manifest["parts"][0][1].__setitem__(0, ".."), "of the folder. Received: '..'"),
+        (lambda manifest: manifest["parts"][0][1].__setitem__(0, 7), "TypeError"),
+        (lambda manifest: manifest["parts"][0][1].clear(), "a file for each of"),
+        (lambda manifest: manifest["parts"][0].__setitem__(0, -1), "must have rows"),
+        (lambda manifest: manifest.pop("columns"), "KeyError: 'columns'"),
+        (lambda manifest: manifest["columns"][0].update(more=1), "TypeError"),
+    ],
+)
+def test_a_manifest_of_somebody_else_is_refused(tmp_path, change, message):
+    shards = write_arrays(data(3), COLUMNS, tmp_path)
+    path = os.path.join(shards.url, "manifest.json")
+    with open(path) as file:
+        manifest = json.load(file)
+    change(manifest)
+    with open(path, "w") as file:
+        json.dump(manifest, file)
+    with pytest.raises(ValueError, match=message):
+        open_shards(shards.url)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a folder of shards with a manifest.json as hvdkeras writes it"):
+        open_shards(tmp_path)
 
 
 def test_two_writers_share_a_store(tmp_path):
