@@ -112,6 +112,11 @@ class Reports:
                 for rank, word in self._words.items()
             }
 
+    def last_heard(self) -> dict[int, float]:
+        """Returns when anything was heard last, by rank, of the ranks that connected."""
+        with self.changed:
+            return {rank: wire.moved for rank, wire in self._wires.items()}
+
     def settle(self, timeout: float = 2.0) -> None:
         """Waits until all ranks that connected were heard to their end: mpirun may be faster than they.
 

@@ -185,8 +185,9 @@ class Supervisor:
         first = self._reports.failures[0] if self._reports.failures else None
         if first is None or not first.summary.startswith("TimeoutError"):
             return None
-        words = self._reports.last_words()
-        silence = {rank: first.moment - max(word.moment, self._excused) for rank, word in words.items()}
+        # Also of ranks that have not started: others wait for them in their first call of MPI.
+        heard = self._reports.last_heard()
+        silence = {rank: first.moment - max(moment, self._excused) for rank, moment in heard.items()}
         silent = sorted(rank for rank in silence if silence[rank] > SILENCE_SECONDS / 2)
         if not silent:
             return None

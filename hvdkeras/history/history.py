@@ -63,11 +63,17 @@ class History:
                 f"path must name a history of the format {FORMAT}, which this version of hvdkeras reads. "
                 f"Received: {path!r} of the format {version}"
             )
-        content["ranks"] = [RankHistory(**rank) for rank in content["ranks"]]
-        content["center"] = [Evaluation(**evaluation) for evaluation in content["center"]]
-        for rank in content["ranks"]:
-            rank.events = [tuple(event) for event in rank.events]
-        return cls(**content)
+        try:
+            content["ranks"] = [RankHistory(**rank) for rank in content["ranks"]]
+            content["center"] = [Evaluation(**evaluation) for evaluation in content["center"]]
+            for rank in content["ranks"]:
+                rank.events = [tuple(event) for event in rank.events]
+            return cls(**content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"path must name a file as History.save writes it. Received: {path!r} "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def save(self, path: str) -> None:
         """Writes everything as JSON, with the attributes' names; `load` reads it.

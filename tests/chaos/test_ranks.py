@@ -91,6 +91,34 @@ def test_stopped_ranks_are_named(stopped, monkeypatch):
     assert "Heard last:\nrank 0 on" in str(caught.value)
 
 
+class StopsRankOne:
+    """Stops the process that loads it, at rank 1."""
+
+    def __reduce__(self):
+        return _stop_rank_one, ()
+
+
+def _stop_rank_one():
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_rank_that_is_stopped_before_it_starts_is_named(monkeypatch):
+    monkeypatch.setattr(supervisor, "SILENCE_SECONDS", 4.0)
+
+    def work(_):
+        from mpi4py import MPI
+
+        with rank.limit(4, "all ranks to meet"):
+            MPI.COMM_WORLD.Barrier()
+
+    with pytest.raises(
+        TrainingError, match=r"rank 1 on .* is silent: nothing was heard of ranks \[1\]"
+    ) as caught:
+        local.run(work, (StopsRankOne(),), num_proc=2, verbose=0)
+    assert caught.value.remote_traceback is None  # whoever restarts lost ranks restarts this one
+
+
 def test_a_wait_inside_mpi_ends_with_an_error():
     def work():
         from mpi4py import MPI

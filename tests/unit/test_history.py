@@ -105,6 +105,15 @@ def test_what_is_no_saved_history_is_refused(text, tmp_path):
         History.load(str(tmp_path / "other.json"))
 
 
+@pytest.mark.parametrize("change", [{"ranks": [{"code": "x"}]}, {"ranks": 3}, {"center": None}, {"more": 1}])
+def test_a_history_that_was_changed_is_refused(history, change, tmp_path):
+    path = tmp_path / "changed.json"
+    history.save(str(path))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match="as History.save writes it.*changed.json' .TypeError"):
+        History.load(str(path))
+
+
 def test_a_history_of_another_version_is_refused(tmp_path):
     (tmp_path / "newer.json").write_text('{"hvdkeras_history": 2, "runs": []}')
     with pytest.raises(ValueError, match="format 1,.*newer.json' of the format 2"):
