@@ -64,7 +64,7 @@ def _silent(verdict: Verdict, hosts: dict[int, str]) -> TrainingError:
 def _raised(failure: Failure, hosts: dict[int, str], said: str) -> TrainingError:
     host = hosts[failure.rank]
     # Who waited in vain may not be who is stuck.
-    heard = f"\n\nHeard last:\n{said}" if said and failure.summary.startswith("TimeoutError") else ""
+    heard = f"\n\nHeard last:\n{said}" if said and failure.waited else ""
     return TrainingError(
         f"rank {failure.rank} on {host} raised {failure.summary}\n\n"
         f"The traceback there:\n{failure.traceback}{heard}",
@@ -72,6 +72,7 @@ def _raised(failure: Failure, hosts: dict[int, str], said: str) -> TrainingError
         host=host,
         remote_traceback=failure.traceback,
         exitcode=failure.exitcode,
+        waited=failure.waited,
     )
 
 

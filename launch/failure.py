@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 # An error must stay readable, and a driver's log writable.
 LONGEST = 50_000
+
+
+class RankTimeoutError(TimeoutError):
+    """A rank has waited in vain for another one, which is stuck or lost."""
 
 
 @dataclass
@@ -18,14 +23,18 @@ class Failure:
         traceback: its traceback as text.
         exitcode: the exit status, if it raised SystemExit.
         summary: the error's type and the first line of its message.
+        waited: whether it gave up waiting for another rank, a `RankTimeoutError`.
         moment: when it came, by `time.monotonic`.
+        heard: when anything of each connected rank had been heard last, at that moment.
     """
 
     rank: int
     traceback: str
     exitcode: int | None
     summary: str
+    waited: bool = False
     moment: float = 0.0
+    heard: Mapping[int, float] = field(default_factory=dict)
 
 
 class TrainingError(RuntimeError):
@@ -37,6 +46,7 @@ class TrainingError(RuntimeError):
         remote_traceback: its traceback as text, or None where the process died without raising.
         exitcode: the status that it exited with, or None.
         signal: the number of the signal that killed it, or None.
+        waited: whether it gave up waiting for another rank, which is stuck or lost.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class TrainingError(RuntimeError):
         remote_traceback: str | None = None,
         exitcode: int | None = None,
         signal: int | None = None,
+        waited: bool = False,
     ):
         super().__init__(message)
         self.rank = rank
@@ -55,6 +66,7 @@ class TrainingError(RuntimeError):
         self.remote_traceback = remote_traceback
         self.exitcode = exitcode
         self.signal = signal
+        self.waited = waited
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (str(self), dict(vars(self)))

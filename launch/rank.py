@@ -23,7 +23,7 @@ import cloudpickle
 
 from hvdkeras.launch import environment, remains
 from hvdkeras.launch.connection import Driver
-from hvdkeras.launch.failure import bounded
+from hvdkeras.launch.failure import RankTimeoutError, bounded
 
 # Names the variable that tells a rank on this machine how to reach its driver.
 DRIVER_VARIABLE = "HVDKERAS_DRIVER"
@@ -105,17 +105,18 @@ def perform(
                 del fn, args, kwargs  # they would stay in memory until there is another task
                 task = driver.next_task()
     except BaseException as error:
-        _fail(driver, describe(error), exit_status(error), summary(error))
+        waited = isinstance(error, RankTimeoutError)
+        _fail(driver, describe(error), exit_status(error), summary(error), waited)
     driver.finish()
 
 
-def _fail(driver: Driver, described: str, status: int | None, summed_up: str) -> NoReturn:
+def _fail(driver: Driver, described: str, status: int | None, summed_up: str, waited: bool) -> NoReturn:
     """Tells the driver why this rank ends, and ends the job."""
     late = threading.Timer(TELL_SECONDS, abort)
     late.daemon = True
     late.start()
     try:
-        driver.send("failure", described, status, summed_up)
+        driver.send("failure", described, status, summed_up, waited)
     finally:
         abort()
 
@@ -132,12 +133,12 @@ def limit(seconds: float, what: str) -> Iterator[None]:
 
     def give_up() -> None:
         me = environment.job()
-        message = f"TimeoutError: rank {me.rank if me else 0} waited {seconds:g} s for {what}"
+        message = summary(RankTimeoutError(f"rank {me.rank if me else 0} waited {seconds:g} s for {what}"))
         frame = sys._current_frames().get(waiting)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         described = f"Waiting in (most recent call last):\n{stack}{message}\n"
         if _driver is not None:
-            _fail(_driver, described, None, message)
+            _fail(_driver, described, None, message, waited=True)
         print(described, end="", file=sys.stderr)
         abort()
 

@@ -112,11 +112,6 @@ class Reports:
                 for rank, word in self._words.items()
             }
 
-    def last_heard(self) -> dict[int, float]:
-        """Returns when anything was heard last, by rank, of the ranks that connected."""
-        with self.changed:
-            return {rank: wire.moved for rank, wire in self._wires.items()}
-
     def settle(self, timeout: float = 2.0) -> None:
         """Waits until all ranks that connected were heard to their end: mpirun may be faster than they.
 
@@ -248,7 +243,9 @@ class Reports:
             elif kind == "result":
                 self.results[rank] = content[0]
             elif kind == "failure":
-                self.failures.append(Failure(rank, *content, moment=now))
+                # Later a rank that was stopped may be heard again: mpirun continues those that it ends.
+                heard = {other: wire.moved for other, wire in self._wires.items()}
+                self.failures.append(Failure(rank, *content, moment=now, heard=heard))
             self.changed.notify_all()
 
     def _hear(self, rank: int, now: float, place: str) -> None:

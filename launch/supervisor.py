@@ -183,11 +183,10 @@ class Supervisor:
     def _silent_at_failure(self) -> Verdict | None:
         """Looks for ranks that were silent when another gave up waiting: they are the cause."""
         first = self._reports.failures[0] if self._reports.failures else None
-        if first is None or not first.summary.startswith("TimeoutError"):
+        if first is None or not first.waited:
             return None
         # Also of ranks that have not started: others wait for them in their first call of MPI.
-        heard = self._reports.last_heard()
-        silence = {rank: first.moment - max(moment, self._excused) for rank, moment in heard.items()}
+        silence = {rank: first.moment - max(moment, self._excused) for rank, moment in first.heard.items()}
         silent = sorted(rank for rank in silence if silence[rank] > SILENCE_SECONDS / 2)
         if not silent:
             return None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from mpi4py import MPI
 
+from hvdkeras.launch.failure import RankTimeoutError
 from hvdkeras.mpi.waiting import POLL_INTERVAL
 
 # Seconds for which the thread does not sleep after the last request that it saw: an exchange makes several
@@ -65,7 +66,7 @@ class ProgressThread:
     def _end_job(self, what: object) -> None:
         """Reports the error and ends all ranks: the training is inside MPI, where no exception reaches it."""
         try:
-            raise TimeoutError(f"rank {self._comm.rank} waited {self._timeout:g} s for {what}")
-        except TimeoutError:
+            raise RankTimeoutError(f"rank {self._comm.rank} waited {self._timeout:g} s for {what}")
+        except RankTimeoutError:
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._thread)))
             MPI.COMM_WORLD.Abort(1)

@@ -33,7 +33,7 @@ class ReplicatedCenter:
         size: number of ranks that share the center.
 
     Raises:
-        TimeoutError: from any verb, if the other ranks have not called it within `timeout` seconds.
+        RankTimeoutError: from any verb, if the other ranks have not called it within `timeout` seconds.
         ValueError: the ranks' vectors have different lengths.
     """
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.launch.failure import RankTimeoutError
+
 COUNT = MPI.INT64_T
 
 # A lock is two counters: the number of tickets drawn, and the ticket that is served now. Each counter is on a
@@ -56,7 +58,7 @@ class TicketLocks:
         """Waits until this rank has the lock `index`.
 
         Raises:
-            TimeoutError: the ranks before it have not released the lock within `timeout` seconds.
+            RankTimeoutError: the ranks before it have not released the lock within `timeout` seconds.
         """
         host, place = self._locks[index]
         self._own = host == self._rank
@@ -91,7 +93,7 @@ class TicketLocks:
         """Sleeps, then reads which ticket is served."""
         host, place = self._locks[index]
         if elapsed > self._timeout:
-            raise TimeoutError(
+            raise RankTimeoutError(
                 f"rank {self._rank} waited {self._timeout:g} s for chunk {index} of the center, rank {host}: "
                 f"the holder of ticket {self._served[0]} does not release it, this rank has ticket "
                 f"{self._ticket[0]}"

@@ -26,6 +26,7 @@ from hvdkeras.center.vectors import (
     first_slots,
     vector,
 )
+from hvdkeras.launch.failure import RankTimeoutError
 from hvdkeras.mpi.collectives import check_equal, duplicate
 from hvdkeras.mpi.waiting import wait
 
@@ -58,9 +59,9 @@ class WindowCenter:
     Raises:
         OSError: the host has too little shared memory.
         RuntimeError: the ranks are on several hosts and MPI has no MPI_THREAD_MULTIPLE.
-        TimeoutError: from any verb, if the other ranks made no progress for `timeout` seconds. If a call of
-            MPI itself does not return in that time, the error goes to `threading.excepthook` and the job is
-            ended.
+        RankTimeoutError: from any verb, if the other ranks made no progress for `timeout` seconds. If a call
+            of MPI itself does not return in that time, the error goes to `threading.excepthook` and the job
+            is ended.
         ValueError: the ranks' vectors have different lengths.
     """
 
@@ -194,8 +195,8 @@ class WindowCenter:
         """Waits until every rank has called `finish`: then the center holds all pushes. Collective.
 
         Raises:
-            TimeoutError: no rank has pushed or finished for `timeout` seconds. As long as one does, the wait
-                continues.
+            RankTimeoutError: no rank has pushed or finished for `timeout` seconds. As long as one does, the
+                wait continues.
         """
         with _Verb(self, "finish") as verb:
             self._counters.count_finished()
@@ -209,7 +210,7 @@ class WindowCenter:
                     before, moved = counters, time.perf_counter()
                 elif time.perf_counter() - moved > self._timeout:
                     missing = np.flatnonzero(counters[1:] == 0).tolist()
-                    raise TimeoutError(
+                    raise RankTimeoutError(
                         f"rank {self._comm.rank} waited for ranks {missing} to finish: "
                         f"none has pushed or finished for {self._timeout:g} s"
                     )

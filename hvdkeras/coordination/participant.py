@@ -63,7 +63,7 @@ class Participant:
         """Attends until a decision arrives that is wanted, and returns it.
 
         Raises:
-            TimeoutError: nothing has arrived for `timeout` seconds.
+            RankTimeoutError: nothing has arrived for `timeout` seconds.
         """
         while True:
             received, before = None, self._mailbox.received

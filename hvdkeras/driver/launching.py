@@ -49,8 +49,9 @@ def launch(
                 results = run((spec,), on_message=receiver)
             return results, restarts
         except TrainingError as error:
-            # A rank would raise the same exception again.
-            if len(restarts) == configuration.max_restarts or error.remote_traceback is not None:
+            # A rank would raise the same exception again, unless it waited for one that is lost.
+            is_of_the_rank = error.remote_traceback is not None and not error.waited
+            if len(restarts) == configuration.max_restarts or is_of_the_rank:
                 raise
             restarts.append(str(error).splitlines()[0])
             logger.warning(

@@ -1,6 +1,6 @@
 """Small collective operations with a bounded wait. All ranks of the communicator call them.
 
-Each takes `timeout`, the seconds that the wait may take, and raises TimeoutError after that.
+Each takes `timeout`, the seconds that the wait may take, and raises RankTimeoutError after that.
 """
 
 from __future__ import annotations

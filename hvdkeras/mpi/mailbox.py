@@ -24,7 +24,7 @@ class Mailbox:
         received: how many messages have arrived so far.
 
     Raises:
-        TimeoutError: another rank has not made its mailbox within `timeout` seconds.
+        RankTimeoutError: another rank has not made its mailbox within `timeout` seconds.
     """
 
     def __init__(self, comm: MPI.Comm, timeout: float) -> None:
@@ -66,8 +66,8 @@ class Mailbox:
         Messages that arrive in the meantime are received and dropped.
 
         Raises:
-            TimeoutError: the other ranks have not received the messages, or have not called `close`, within
-                `timeout` seconds.
+            RankTimeoutError: the other ranks have not received the messages, or have not called `close`,
+                within `timeout` seconds.
         """
 
         def emptied() -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from mpi4py import MPI
 
+from hvdkeras.launch.failure import RankTimeoutError
+
 # Seconds between two polls of an operation. Shorter pauses cost the core.
 POLL_INTERVAL = 0.001
 
@@ -48,12 +50,12 @@ def wait(done: Callable[[], bool], timeout: float, what: str) -> float:
         The seconds waited.
 
     Raises:
-        TimeoutError: `timeout` seconds have passed.
+        RankTimeoutError: `timeout` seconds have passed.
     """
     start = time.perf_counter()
     elapsed = 0.0
     while not poll(done, pause=min(POLL_INTERVAL, elapsed / 10)):
         elapsed = time.perf_counter() - start
         if elapsed > timeout:
-            raise TimeoutError(f"rank {MPI.COMM_WORLD.rank} waited {timeout:g} s for {what}")
+            raise RankTimeoutError(f"rank {MPI.COMM_WORLD.rank} waited {timeout:g} s for {what}")
     return time.perf_counter() - start

@@ -129,10 +129,10 @@ def test_a_wait_inside_mpi_ends_with_an_error():
             MPI.COMM_WORLD.Barrier()
 
     with pytest.raises(
-        TrainingError, match="raised TimeoutError: rank 0 waited 2 s for all ranks to meet"
+        TrainingError, match="RankTimeoutError: rank 0 waited 2 s for all ranks to meet"
     ) as caught:
         local.run(work, num_proc=2, verbose=0)
-    assert caught.value.rank == 0
+    assert (caught.value.rank, caught.value.waited) == (0, True)
     assert "time.sleep(100)" not in str(caught.value)
     assert "rank 1 on" in str(caught.value).split("Heard last:")[1]
 
