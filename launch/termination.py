@@ -17,8 +17,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
-class Terminated(BaseException):
-    """This process has received a signal that ends it."""
+class Terminated(KeyboardInterrupt):
+    """This process has received a signal that ends it. At an interrupt Spark Connect ends its jobs, too."""
 
 
 @contextlib.contextmanager

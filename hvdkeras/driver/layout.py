@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,13 @@ from hvdkeras.data.lease import lease_folder, release_folder
 from hvdkeras.data.rows import read_column
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import MarkedSplit, Split
+from hvdkeras.driver.checks import check_store
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import decided, remedy_named
 from hvdkeras.launch import environment, local, termination
 from hvdkeras.models import schema, targets
+
+logger = logging.getLogger("hvdkeras")
 
 
 @contextlib.contextmanager
@@ -33,6 +37,7 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
             "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
         )
+    check_store(configuration, data)
     decode = configuration.decode
     columns = local.once(required_columns, configuration, data)
     schema.class_weights(configuration.keras_model, configuration.class_weight, columns)
@@ -43,6 +48,12 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             data.check_columns(columns)
             shards = data
         else:
+            if sources.is_dataframe(data) and not sources.has_executors(data):
+                logger.warning(
+                    "the ranks run on this machine, because Spark Connect has no SparkContext; the executors "
+                    "write the rows to %s",
+                    configuration.store,
+                )
             folder = local.once(lease_folder, configuration.store)
             stack.callback(local.once, release_folder, folder)
             with remedy_named(configuration):
