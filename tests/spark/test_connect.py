@@ -194,3 +194,24 @@ def test_validation_checkpoints_and_candidates(frame, tmp_path):
         fitted = dict(used.fitMultiple(frame, grid))
         assert_same_weights(fitted[1].keras_model, trainer(num_epoch=2, rho=2.0).train(ARRAYS))
     assert os.listdir(store) == []
+
+
+def test_a_saved_pipeline_is_tuned(frame, tmp_path):
+    from pyspark.ml import Pipeline, PipelineModel
+    from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+
+    used = trainer(
+        num_epoch=3, store=str(tmp_path / "store"), output_col="scores", prediction_col="prediction"
+    )
+    used.save(str(tmp_path / "trainer"))
+    used = hvdkeras.EASGD.load(str(tmp_path / "trainer"))
+    grid = ParamGridBuilder().addGrid(used.num_epoch_param, [1, 6]).build()
+    tuned = CrossValidator(estimator=used, estimatorParamMaps=grid, evaluator=AccuracyEvaluator(), numFolds=2)
+    with hvdkeras.Workers(2, verbose=0):
+        fitted = Pipeline(stages=[tuned]).fit(frame)
+    few, many = fitted.stages[0].avgMetrics
+    assert few < many
+    fitted.stages[0].bestModel.save(str(tmp_path / "model"))
+    best = PipelineModel(stages=[ModelPredictor.load(str(tmp_path / "model"))])
+    assert AccuracyEvaluator().evaluate(best.transform(frame)) > 0.8
+    assert os.listdir(tmp_path / "store") == []
