@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ JOIN_SECONDS = 30.0
 # Whether a process of another machine or container has ended can't be asked: so long its lease lasts.
 LEASE_SECONDS = 86_400.0
 _NAME = re.compile(f"{PREFIX}[0-9a-f]{{12}}")
+
+_HIDDEN = uuid.uuid4().hex
 
 # What renews the lease of each folder that this process holds, and its end.
 _held: dict[str, tuple[threading.Thread, threading.Event]] = {}
@@ -114,11 +117,19 @@ def _owner() -> dict[str, Any]:
     return {
         "written_by": "hvdkeras",
         "host": socket.gethostname(),
-        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        "namespace": os.readlink("/proc/self/ns/pid"),
+        "boot": _read(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()),
+        "namespace": _read(lambda: os.readlink("/proc/self/ns/pid")),
         "process": os.getpid(),
         "started": _started(os.getpid()),
     }
+
+
+def _read(read: Callable[[], str]) -> str:
+    """What a sandbox may hide: this process is then as one of another machine for all others."""
+    try:
+        return read()
+    except OSError:
+        return _HIDDEN
 
 
 def _started(process: int) -> int | None:
