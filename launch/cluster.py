@@ -44,6 +44,11 @@ def active_context() -> SparkContext:
     return context
 
 
+def is_connect(session: Any) -> bool:
+    """Returns whether a session is one of Spark Connect, which has neither a SparkContext nor a JVM."""
+    return type(session).__module__.startswith("pyspark.sql.connect")
+
+
 def is_local(context: SparkContext) -> bool:
     """Tells whether the executor is a part of this process: `local`, `local[N]`, `local[N, F]`."""
     return context.master == "local" or context.master.startswith("local[")

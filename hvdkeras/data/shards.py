@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import tempfile
@@ -29,14 +28,12 @@ from hvdkeras.data.ragged import check_rows
 from hvdkeras.data.raw import RAGGED, SIZE
 from hvdkeras.data.room import room
 from hvdkeras.data.stacking import check_stacked_type, stacked_arrow, stacked_numpy
-from hvdkeras.data.store import joined, normalized, open_filesystem
+from hvdkeras.data.store import delete_folder, joined, normalized, open_filesystem
 from hvdkeras.naming import listed, shown
 
 if TYPE_CHECKING:
     from pyarrow import dataset
     from pyspark.sql import DataFrame
-
-logger = logging.getLogger("hvdkeras")
 
 _MANIFEST = "manifest.json"
 # File that the driver makes before any part is written. On a host where it does not exist, the store's URL
@@ -94,7 +91,7 @@ class Shards:
 
     def remove(self) -> None:
         """Deletes the folder. A second call does nothing."""
-        _delete(self.url)
+        delete_folder(self.url)
 
 
 def _fit(stored: Sequence[Column], required: Sequence[Column]) -> bool:
@@ -303,7 +300,7 @@ def _new_folder(store: str | os.PathLike | None, needed: int | None = None) -> I
         with room(url, needed):
             yield url
     except BaseException:
-        _delete(url)
+        delete_folder(url)
         raise
 
 
@@ -330,17 +327,6 @@ def _finish(url: str, columns: Sequence[Column], outcomes: Sequence[Outcome]) ->
             with contextlib.suppress(FileNotFoundError):
                 system.delete_file(entry.path)
     return Shards(url, tuple(columns), parts)
-
-
-def _delete(url: str) -> None:
-    system, path = open_filesystem(url)
-    try:
-        system.delete_dir(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        # A task that Spark gave up may still write. A file that remains must not cost the training's result.
-        logger.warning("could not delete all of %s: %s", url, error)
 
 
 def _block(column: Column, batch: pa.RecordBatch) -> pa.Array:

@@ -14,12 +14,21 @@ from hvdkeras.data.columns import Column, Form
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.raw import as_lists, is_list, is_number, plain_type
 from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
+from hvdkeras.launch.cluster import is_connect
 from hvdkeras.naming import listed
 
 
 def is_dataframe(data: Any) -> bool:
     """Returns whether `data` is a Spark DataFrame, without importing Spark."""
     return hasattr(data, "sparkSession")
+
+
+def has_executors(data: Any) -> bool:
+    """Returns whether ranks can run where `data` is: on the executors of a DataFrame's classic session.
+
+    A session of Spark Connect has executors, too, but no SparkContext to launch ranks on them.
+    """
+    return is_dataframe(data) and not is_connect(data.sparkSession)
 
 
 def by_column(data: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
+
+logger = logging.getLogger("hvdkeras")
 
 _COPY_BYTES = 8 << 20
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+:")
@@ -113,6 +116,24 @@ def open_text(url: str | os.PathLike, mode: Literal["r", "w"], name: str = "path
         stream = system.open_input_stream(path, compression=None)
     with io.TextIOWrapper(stream, "utf-8", newline="\n") as file:
         yield file
+
+
+def delete_folder(url: str) -> bool:
+    """Deletes a folder and what is in it; logs what can't be deleted. A second call does nothing.
+
+    Returns:
+        Whether nothing of it is left.
+    """
+    system, path = open_filesystem(url)
+    try:
+        system.delete_dir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # A task that Spark gave up may still write. A file that remains must not cost the training's result.
+        logger.warning("could not delete all of %s: %s", url, error)
+        return False
+    return True
 
 
 class ColumnFile:

@@ -123,7 +123,7 @@ class Candidates(Iterator[tuple[int, Any]]):
         configuration = candidate.configuration
         return StandingRanks(
             candidate.num_workers,
-            on_spark=sources.is_dataframe(self._data),
+            on_spark=sources.has_executors(self._data),
             timeout=configuration.timeout,
             verbose=configuration.verbose,
             **configuration.launch_options,

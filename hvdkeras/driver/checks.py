@@ -11,6 +11,7 @@ import numpy as np
 from hvdkeras.algorithm import Algorithm, Mode
 from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
 from hvdkeras.checkpoint.ownership import living_owner
+from hvdkeras.data import sources
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
 from hvdkeras.models import schema
@@ -60,6 +61,16 @@ def check_request(configuration: Configuration, validation_data: Any, resume: bo
         )
     if configuration.checkpoint is None and resume:
         raise ValueError("resume needs checkpoint. Received: checkpoint=None")
+
+
+def check_store(configuration: Configuration, data: Any) -> None:
+    """Raises ValueError where the ranks could not read what Spark's executors write of the data."""
+    if sources.is_dataframe(data) and not sources.has_executors(data) and configuration.store is None:
+        raise ValueError(
+            "store must be a folder or URL that this machine and the executors see, for a DataFrame of Spark "
+            "Connect: the executors write its rows there. The ranks run on this machine, because Connect has "
+            "no SparkContext, with which they are launched on executors. Received: store=None"
+        )
 
 
 def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe:

@@ -204,9 +204,9 @@ class Configuration(Declared):
         max_restarts: how often a training that lost a rank resumes by itself from its newest intact
             checkpoint.
         tensorboard: a folder for TensorBoard's logs of the center and of each rank.
-        store: a folder or URL (anything that fsspec opens) that the driver and all ranks see. The data is
-            laid out for the ranks in a new folder in it, which is removed after the training. Default: a
-            temporary folder of this machine.
+        store: a folder or URL (anything that pyarrow or fsspec opens) that the driver and all ranks see. The
+            data is laid out for the ranks in a new folder in it, which is removed after the training.
+            Default: a temporary folder of this machine. A DataFrame of Spark Connect needs a store.
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from hvdkeras.data import decoding, sources
 from hvdkeras.data.columns import Column
+from hvdkeras.data.lease import lease_folder, release_folder
 from hvdkeras.data.rows import read_column
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import MarkedSplit, Split
+from hvdkeras.driver.checks import check_store
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import decided, remedy_named
-from hvdkeras.launch import environment, local
+from hvdkeras.launch import environment, local, termination
 from hvdkeras.models import schema, targets
+
+logger = logging.getLogger("hvdkeras")
 
 
 @contextlib.contextmanager
@@ -32,24 +37,30 @@ def laid_out(configuration: Configuration, data: Any) -> Iterator[Shards]:
             "data must be NumPy arrays, a Parquet path or shards in a script that runs under mpirun "
             "or horovodrun. Received: a Spark DataFrame, whose ranks Spark launches"
         )
+    check_store(configuration, data)
     decode = configuration.decode
     columns = local.once(required_columns, configuration, data)
     schema.class_weights(configuration.keras_model, configuration.class_weight, columns)
     if configuration.validation_indicator_col is not None:
         columns = (*columns, Column(configuration.validation_indicator_col, (), "bool"))
-    if isinstance(data, Shards):
-        data.check_columns(columns)
-        shards, is_ours = data, False
-    else:
-        with remedy_named(configuration):
-            shards, is_ours = local.once(sources.write, data, columns, configuration.store), True
-    try:
+    with termination.unwound(), contextlib.ExitStack() as stack:
+        if isinstance(data, Shards):
+            data.check_columns(columns)
+            shards = data
+        else:
+            if sources.is_dataframe(data) and not sources.has_executors(data):
+                logger.warning(
+                    "the ranks run on this machine, because Spark Connect has no SparkContext; the executors "
+                    "write the rows to %s",
+                    configuration.store,
+                )
+            folder = local.once(lease_folder, configuration.store)
+            stack.callback(local.once, release_folder, folder)
+            with remedy_named(configuration):
+                shards = local.once(sources.write, data, columns, folder)
         if decode:
             local.once(decoding.check_decode, shards, decode)
         yield shards
-    finally:
-        if is_ours:
-            local.once(shards.remove)
 
 
 def required_columns(configuration: Configuration, data: Any) -> tuple[Column, ...]:

@@ -87,6 +87,8 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
+    for data in (request.data, request.validation_data):
+        checks.check_store(configuration, data)
     build_from_data(configuration, request.data)
     take_batch_size(configuration)
     callbacks = divided(configuration.callbacks, configuration.center_callbacks)
@@ -125,7 +127,7 @@ def train(
             threads=configuration.threads,
             timeout=configuration.timeout,
         )
-        on_spark = sources.is_dataframe(request.data)
+        on_spark = sources.has_executors(request.data)
         results, restarts = launch(configuration, spec, on_spark, request.ranks)
     history = _history(results, time.monotonic() - started, shards.rows, restarts)
     if configuration.timeline is not None:

@@ -70,6 +70,11 @@ class Workers(StandingRanks):
                 "Workers can't be used in a script that runs under mpirun or horovodrun, whose ranks stay "
                 f"anyway. Received: a job of {environment.job().size} ranks"
             )
+        if spark is not None and cluster.is_connect(spark):
+            raise ValueError(
+                "spark must be a classic session, on whose executors ranks can run. Leave it out for Spark "
+                "Connect: the ranks then run on this machine. Received: a session of Spark Connect"
+            )
         options = dict(launch_options or {})
         on_spark, free = spark is not None, 1
         super().__init__(num_workers, on_spark, free, timeout=timeout, verbose=verbose, **options)
@@ -120,7 +125,7 @@ class Workers(StandingRanks):
 
     def _check_place(self, data: Any, end: str) -> None:
         where = "Spark's executors" if self._context is not None else "this machine"
-        context = data.sparkSession.sparkContext if sources.is_dataframe(data) else None
+        context = data.sparkSession.sparkContext if sources.has_executors(data) else None
         if context is not self._context and not isinstance(data, Shards):
             kind = "a DataFrame of a Spark session" if context is not None else f"{type(data).__name__}"
             raise ValueError(

@@ -15,7 +15,8 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from hvdkeras.ml.transport import Artifact, is_connect
+from hvdkeras.launch.cluster import is_connect
+from hvdkeras.ml.transport import Artifact
 
 CHUNK_BYTES = 1 << 22
 # Chunks in one Parquet file, and in one job that reads them.

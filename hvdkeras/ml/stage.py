@@ -12,8 +12,8 @@ from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritabl
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType
 
+from hvdkeras.launch.cluster import is_connect
 from hvdkeras.ml import files
-from hvdkeras.ml.transport import is_connect
 from hvdkeras.naming import cut, did_you_mean, listed, shown
 
 # Increased when a stage's folder changes in a way that an older hvdkeras would misread.

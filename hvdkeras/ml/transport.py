@@ -15,6 +15,7 @@ import pandas as pd
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from hvdkeras.launch.cluster import is_connect
 from hvdkeras.ml.scoring import Scoring, content_key
 
 logger = logging.getLogger("hvdkeras")
@@ -23,11 +24,6 @@ BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 # Rows of up to 838 numbers keep Spark's 10,000 rows a batch. Spark's buffers grow by doubling, so that every
 # task may need three times as much of its executor's direct memory.
 BATCH_BYTES = 64 << 20
-
-
-def is_connect(session: Any) -> bool:
-    """Returns whether a session is one of Spark Connect, which has neither a SparkContext nor a JVM."""
-    return type(session).__module__.startswith("pyspark.sql.connect")
 
 
 def bound_batches(session: SparkSession, numbers: int) -> None:

@@ -52,10 +52,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         """Trains a copy of the model.
 
         Args:
-            data: a Spark DataFrame (ranks run on the executors); or, with ranks on this machine, a pandas
-                DataFrame, a dict of NumPy arrays by column name, the path of Parquet files, or `Shards` that
-                were written before. In a script that runs under `horovodrun` or `mpirun` nothing is launched:
-                each rank of the job takes its part, and all get the result.
+            data: a Spark DataFrame (ranks run on the executors); or, with ranks on this machine, a DataFrame
+                of Spark Connect, a pandas DataFrame, a dict of NumPy arrays by column name, the path of
+                Parquet files, or `Shards` that were written before. In a script that runs under `horovodrun`
+                or `mpirun` nothing is launched: each rank of the job takes its part, and all get the result.
             shuffle: as of the trainer, for this call. Default: the trainer's.
             validation_data: more data, of one of these kinds, on which the ranks together evaluate the
                 center after each epoch.
