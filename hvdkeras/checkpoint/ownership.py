@@ -9,13 +9,10 @@ the very moment in which another training begins still counts.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import uuid
 from typing import Any
 
-import psutil
-
+from hvdkeras.data import process
 from hvdkeras.data.store import joined, open_text
 
 NAME = "owner.json"
@@ -30,14 +27,14 @@ class Ownership:
 
     def __init__(self, url: str) -> None:
         self._url, self._token = url, uuid.uuid4().hex
-        self._write(_this_process())
+        self._write(process.this_process())
 
     def check(self) -> None:
         """Raises RuntimeError if another training has begun to write into the folder."""
         try:
             found = _read(self._url)
         except FileNotFoundError:  # somebody emptied the folder
-            return self._write(_this_process())
+            return self._write(process.this_process())
         if found.get("training") != self._token:
             other = f"process {found.get('process')} on {found.get('host')}"
             raise RuntimeError(
@@ -48,32 +45,23 @@ class Ownership:
 
     def release(self) -> None:
         """Says that the training is over. Its name stays there, for those that were taken for lost."""
-        self._write({**_this_process(), "ended": True})
+        self._write({**process.this_process(), "ended": True})
 
-    def _write(self, process: dict[str, Any]) -> None:
+    def _write(self, name: dict[str, Any]) -> None:
         with open_text(joined(self._url, NAME), "w", "checkpoint") as file:
-            json.dump({"training": self._token, **process}, file)
+            json.dump({"training": self._token, **name}, file)
 
 
 def living_owner(url: str) -> int | None:
-    """Returns the process of this host that trains now and writes its checkpoints into a folder.
+    """Returns the process of this machine that trains now and writes its checkpoints into a folder.
 
-    None if there is none, and if the process is of another host: whether it lives is not known here.
+    None if there is none, and if the process is of another machine: whether it lives is not known here.
     """
     try:
         found = _read(url)
-        if found.get("host") != socket.gethostname() or found.get("ended"):
-            return None
-        began = psutil.Process(found["process"]).create_time()
-    except (FileNotFoundError, KeyError, psutil.NoSuchProcess):
+        return None if found.get("ended") or process.has_ended(found) is not False else found["process"]
+    except (FileNotFoundError, KeyError, TypeError):
         return None
-    # Another process may have got the number.
-    return found["process"] if abs(began - found["began"]) < 1 else None
-
-
-def _this_process() -> dict[str, Any]:
-    began = psutil.Process().create_time()
-    return {"host": socket.gethostname(), "process": os.getpid(), "began": began}
 
 
 def _read(url: str) -> dict[str, Any]:

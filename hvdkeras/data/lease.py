@@ -11,16 +11,13 @@ import json
 import logging
 import os
 import re
-import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
+from hvdkeras.data import process
 from hvdkeras.data.store import delete_folder, joined, normalized, open_filesystem
 
 logger = logging.getLogger("hvdkeras")
@@ -32,8 +29,6 @@ JOIN_SECONDS = 30.0
 # Whether a process of another machine or container has ended can't be asked: so long its lease lasts.
 LEASE_SECONDS = 86_400.0
 _NAME = re.compile(f"{PREFIX}[0-9a-f]{{12}}")
-
-_HIDDEN = uuid.uuid4().hex
 
 # What renews the lease of each folder that this process holds, and its end.
 _held: dict[str, tuple[threading.Thread, threading.Event]] = {}
@@ -109,34 +104,7 @@ def _keep(url: str, ended: threading.Event) -> None:
 def _renew(url: str) -> None:
     system, path = open_filesystem(url)
     with system.open_output_stream(f"{path}/{OWNER}") as file:
-        file.write(json.dumps(_owner()).encode())
-
-
-def _owner() -> dict[str, Any]:
-    """This process as no other is: by the boot of its machine, its namespace of processes, and its start."""
-    return {
-        "written_by": "hvdkeras",
-        "host": socket.gethostname(),
-        "boot": _read(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()),
-        "namespace": _read(lambda: os.readlink("/proc/self/ns/pid")),
-        "process": os.getpid(),
-        "started": _started(os.getpid()),
-    }
-
-
-def _read(read: Callable[[], str]) -> str:
-    """What a sandbox may hide: this process is then as one of another machine for all others."""
-    try:
-        return read()
-    except OSError:
-        return _HIDDEN
-
-
-def _started(process: int) -> int | None:
-    """When a process began, in the kernel's ticks; None for one that has ended and is still listed."""
-    # The name, in parentheses, may hold anything.
-    state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])
+        file.write(json.dumps({"written_by": "hvdkeras", **process.this_process()}).encode())
 
 
 def _clear_away(parent: str, own: str) -> None:
@@ -154,20 +122,7 @@ def _clear_away(parent: str, own: str) -> None:
             renewed = system.get_file_info(file).mtime_ns
             # Both by the store's clock.
             seconds = 0.0 if None in (now, renewed) else (now - renewed) / 1e9
-            if owner["written_by"] == "hvdkeras" and _has_ended(owner, seconds):
+            ended = process.has_ended(owner)
+            if owner["written_by"] == "hvdkeras" and (seconds > LEASE_SECONDS if ended is None else ended):
                 logger.warning("removing %s, which a training on %s has left", url, owner["host"])
                 _remove(url)
-
-
-def _has_ended(owner: dict[str, Any], seconds: float) -> bool:
-    """Whether a process has certainly ended, `seconds` after the last renewal of its lease."""
-    here = _owner()
-    if any(owner[name] != here[name] for name in ("boot", "namespace")):
-        return seconds > LEASE_SECONDS
-    try:
-        os.kill(owner["process"], 0)
-        return _started(owner["process"]) != owner["started"]
-    except ProcessLookupError:
-        return True
-    except OSError:  # it is another user's, and hidden
-        return False

@@ -144,7 +144,7 @@ def check_checkpoints(url: str, algorithm: str, model: bytes, resume: bool) -> N
         if (process := living_owner(each.url)) is not None:
             raise ValueError(
                 "checkpoint must be a folder that no other training writes into. "
-                f"Received: {folder.url!r}, into which process {process} of this host does"
+                f"Received: {folder.url!r}, into which process {process} of this machine does"
             )
     manifest = _newest_manifest(folder)
     if manifest is None:

@@ -174,13 +174,13 @@ def test_a_folder_into_which_a_training_writes_is_refused(tmp_path):
     url = str(tmp_path)
     ownership = Ownership(url)
     with pytest.raises(
-        ValueError, match=f"no other training writes into. Received: .* process {os.getpid()} of this"
+        ValueError, match=f"no other training writes into. Received: .* process {os.getpid()} of this machine"
     ):
         check_checkpoints(url, "EASGD", MODEL, resume=True)
     ownership.release()
     check_checkpoints(url, "EASGD", MODEL, resume=True)
-    # Of another host it is not known, and another process may have got the number of one that has ended.
-    for change in ({"host": "elsewhere"}, {"began": 0.0}, {"process": 2**22 + 1}):
+    # Of another machine it is not known, and another process may have got the number of one that has ended.
+    for change in ({"boot": "another"}, {"started": 0}, {"process": 2**22 + 1}):
         Ownership(url)
         owner = json.loads((tmp_path / NAME).read_text())
         (tmp_path / NAME).write_text(json.dumps({**owner, **change}))
