@@ -142,8 +142,9 @@ def main() -> int:
     seconds, history = time.time() - begin, trainer.history
     accuracy = float(np.mean(trained.predict(data["features"], verbose=0).argmax(1) == data["label"]))
     rows = history.rows_seen()
-    # All but the last epochs, in which asynchronous ranks are stopped at different times.
-    missing = [(epoch, count) for epoch, count in enumerate(rows[:-2]) if count < len(data["label"])]
+    # The ranks were stopped in different epochs: those before the slower rank's last one are complete.
+    complete = min(len(rank.rows) for rank in history.ranks) - 1
+    missing = [(epoch, count) for epoch, count in enumerate(rows[:complete]) if count < len(data["label"])]
     remaining = sorted(set(left()) - before)
     computing = max(sum(map(sum, rank.seconds.values())) for rank in history.ranks)
     print(f"{seconds:8.0f} s, {len(rows)} epochs, accuracy {accuracy:.3f}, {len(history.restarts)} restarts")

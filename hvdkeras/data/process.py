@@ -24,7 +24,9 @@ def this_process() -> dict[str, Any]:
 
 
 def has_ended(process: Mapping[str, Any]) -> bool | None:
-    """Whether a process has certainly ended; None where it can't be asked: on another machine, in a container.
+    """Whether a process has certainly ended; None where it can't be asked: on another machine.
+
+    A container with processes of its own counts as another machine.
 
     Args:
         process: what `this_process` returned there.
