@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from hvdkeras.data.columns import Column, DataError, convert
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.conversion import convert
 from hvdkeras.data.encoded import Encoded
 from hvdkeras.data.parts import describe
 from hvdkeras.data.rows import Rows, aligned

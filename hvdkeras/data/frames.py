@@ -23,7 +23,8 @@ from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import ArrayType, BooleanType, DataType, FractionalType, IntegralType, StructField
 
-from hvdkeras.data.columns import Column, Problem, check_names, check_type
+from hvdkeras.data.columns import Column, check_names, check_type
+from hvdkeras.data.conversion import Problem
 from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
 from hvdkeras.data.stacking import check_stacked_type
 from hvdkeras.data.store import open_filesystem

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from hvdkeras.data import rounding
-from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
+from hvdkeras.data.columns import Column, DataError, row_bytes
+from hvdkeras.data.conversion import Problem, convert
 from hvdkeras.data.encoded import EncodedFile, offsets_file
 from hvdkeras.data.ragged import to_bytes
 from hvdkeras.data.rounding import is_rounded
