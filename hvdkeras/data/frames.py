@@ -15,13 +15,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 from pyspark import TaskContext
-from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
-from pyspark.sql.types import ArrayType, BooleanType, DataType, FractionalType, IntegralType, StructField
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    FractionalType,
+    IntegralType,
+    StructField,
+    StructType,
+)
 
 from hvdkeras.data.columns import Column, check_names, check_type
 from hvdkeras.data.conversion import Problem
@@ -75,12 +82,18 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
         size = field.metadata.get("ml_attr", {}).get("num_attrs")
         known = pa.list_(pa.float64()) if size is None else pa.list_(pa.float64(), size)
         check_type(column, known, "vectors" if size is None else f"vectors of {size}")
-        array = vector_to_array(source, "float32" if width == "float" and not whole else "float64")
-        # vector_to_array fails on a null vector. As a null array it is counted with the other problems.
-        return functions.when(source.isNotNull(), array)
+        return _fields(source, "float" if width == "float" and not whole else "double")
     check_type(column, _arrow_type(kind), kind.simpleString())
     cast = not whole and isinstance(_innermost(kind), FractionalType)
     return source.cast(_of_width(kind, width)) if cast else source
+
+
+def _fields(vector: SparkColumn, width: str) -> SparkColumn:
+    """The fields of vectors, which leave sparse ones sparse; null for null."""
+    fields = functions.unwrap_udt(vector)
+    values = fields["values"].cast(f"array<{width}>").alias("values")
+    kept = (fields[name].alias(name) for name in ("type", "size", "indices"))
+    return functions.when(vector.isNotNull(), functions.struct(*kept, values))
 
 
 def _innermost(kind: DataType) -> DataType:
@@ -180,7 +193,9 @@ def write_partitions(
             answer = {"partition": partition, **asdict(outcome)}
         yield pa.RecordBatch.from_pydict({"answer": [json.dumps(answer)]})
 
-    with _batches_of(selected.sparkSession, block_rows(columns)):
+    kinds = [field.dataType for field in selected.schema]
+    vectors = {one for one, kind in zip(columns, kinds, strict=True) if isinstance(kind, StructType)}
+    with _batches_of(selected.sparkSession, block_rows(columns, vectors)):
         answers = [json.loads(row.answer) for row in selected.mapInArrow(write, "answer string").collect()]
     answers.sort(key=lambda answer: answer["partition"])
     blind = sorted({answer["blind"] for answer in answers if "blind" in answer})

@@ -25,7 +25,7 @@ from hvdkeras.data.columns import Column, DataError, check_names, check_type, ro
 from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
 from hvdkeras.data.ragged import check_rows
-from hvdkeras.data.raw import RAGGED, SIZE
+from hvdkeras.data.raw import RAGGED, SIZE, is_vector
 from hvdkeras.data.room import room
 from hvdkeras.data.stacking import check_stacked_type, stacked_arrow, stacked_numpy
 from hvdkeras.data.store import delete_folder, joined, normalized, open_filesystem
@@ -233,16 +233,17 @@ def write_parquet(
                 check_stacked_type(column, name, kind, str(kind))
             else:
                 check_type(column, kind, str(kind))
+    vectors = {one for one in distinct if not one.stacked and is_vector(data.schema.field(one.name).type)}
     names = [name for column in distinct for name in column.sources]
     # Little is read ahead: the memory must not grow with the size of the files.
     scanner = data.scanner(
         columns=list(dict.fromkeys(names)),
-        batch_size=block_rows(distinct),
+        batch_size=block_rows(distinct, vectors),
         batch_readahead=4,
         fragment_readahead=1,
     )
     blocks = ([_block(column, batch) for column in distinct] for batch in scanner.to_batches())
-    with _new_folder(store, _bytes(distinct, data.count_rows())) as url:
+    with _new_folder(store, None if vectors else _bytes(distinct, data.count_rows())) as url:
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
