@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import socket
 import uuid
@@ -36,6 +37,12 @@ from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
 from hvdkeras.data.stacking import check_stacked_type
 from hvdkeras.data.store import open_filesystem
 
+logger = logging.getLogger("hvdkeras")
+
+# A Spark task with Python costs 0.05 seconds, however few its rows. So many tasks, or so many for each slot,
+# keep slots of different speed busy; more where Spark may add slots meanwhile.
+_MOST_TASKS, _MOST_OF_GROWING = 256, 1024
+_MOST_WAVES = 16
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -195,11 +202,30 @@ def write_partitions(
 
     kinds = [field.dataType for field in selected.schema]
     vectors = {one for one, kind in zip(columns, kinds, strict=True) if isinstance(kind, StructType)}
-    with _batches_of(selected.sparkSession, block_rows(columns, vectors)):
-        answers = [json.loads(row.answer) for row in selected.mapInArrow(write, "answer string").collect()]
+    session = selected.sparkSession
+    most = _most_tasks(session)
+    # With fewer partitions `coalesce` changes nothing. To find their number can take a job.
+    merged = selected if most is None else selected.coalesce(most)
+    with _batches_of(session, block_rows(columns, vectors)):
+        answers = [json.loads(row.answer) for row in merged.mapInArrow(write, "answer string").collect()]
+    if len(answers) == most:
+        logger.info(
+            "the DataFrame has %d partitions or more: where it has more, a task wrote several of them, and "
+            "partitions in messages are numbered as the tasks",
+            most,
+        )
     answers.sort(key=lambda answer: answer["partition"])
     blind = sorted({answer["blind"] for answer in answers if "blind" in answer})
     return [_outcome(answer) for answer in answers if "blind" not in answer], blind
+
+
+def _most_tasks(session: SparkSession) -> int | None:
+    """The most tasks that write the partitions; None on Spark Connect, which does not know its slots."""
+    if type(session).__module__.startswith("pyspark.sql.connect"):
+        return None
+    is_growing = session.conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true"
+    slots = session.sparkContext.defaultParallelism
+    return max(_MOST_OF_GROWING if is_growing else _MOST_TASKS, _MOST_WAVES * slots)
 
 
 def _outcome(answer: dict) -> Outcome:
