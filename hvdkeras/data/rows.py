@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from hvdkeras.data.parts import Part
 from hvdkeras.data.ragged import from_bytes
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.share import Share
-from hvdkeras.data.vectors import SparseRows
+from hvdkeras.data.vectors import Coordinates, SparseRows
 
 # A block costs a call into Python, and each piece of the data that it reads from costs a few microseconds,
 # however few the rows. So a block has many batches: as many as make the calls cheap and still fit in a cache,
@@ -113,12 +113,15 @@ class Rows:
         """Rows of each batch of an epoch, shape `(steps,)`, int64."""
         return np.diff(self._share.cuts(0, self.steps))
 
-    def block(self, epoch: int, step: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    def block(
+        self, epoch: int, step: int, sparse: Collection[int] = ()
+    ) -> tuple[tuple[np.ndarray | Coordinates, ...], np.ndarray]:
         """Gathers `block_steps` batches, or the remaining ones of the epoch.
 
         Args:
             epoch: number of the epoch, from 0.
             step: the first of the batches.
+            sparse: numbers of columns whose rows, of one axis, are returned as `Coordinates`.
 
         Returns:
             columns: for each column the batches' rows one after the other, shape `(rows, *shape)`, in memory
@@ -131,7 +134,7 @@ class Rows:
         rows = rows.astype(np.intp) if self._chosen is None else self._chosen[rows].astype(np.intp)
         for low, high in itertools.pairwise(cuts - cuts[0]):
             rows[low:high].sort()
-        return self._gather(rows), np.diff(cuts)
+        return self._gather(rows, sparse), np.diff(cuts)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Returns the numbers of this rank's rows in an epoch, in the order of the batches."""
@@ -141,18 +144,19 @@ class Rows:
             self._ordered = epoch, self._share.order(epoch)
         return self._ordered[1]
 
-    def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _gather(self, rows: np.ndarray, sparse: Collection[int]) -> tuple[np.ndarray | Coordinates, ...]:
         """Gathers mapped rows, in the order of `rows`."""
         parts = self._by_piece(rows) if len(self._bounds) > 2 else []
+        wanted = [(column, number in sparse) for number, column in enumerate(self.columns)]
         taken = {}
-        for column, pieces in self._pieces.items():
+        for column, is_sparse in dict.fromkeys(wanted):
             if column.of_bytes:
-                taken[column] = _gathered(pieces, rows, parts)
-                if not column.encoded:
-                    taken[column] = from_bytes(column, taken[column])
-                continue
-            taken[column] = self._numbers(column, rows, parts)
-        return tuple(taken[column] for column in self.columns)
+                found = _gathered(self._pieces[column], rows, parts)
+                taken[column, False] = found if column.encoded else from_bytes(column, found)
+            else:
+                gather = self._coordinates if is_sparse else self._numbers
+                taken[column, is_sparse] = gather(column, rows, parts)
+        return tuple(taken[each] for each in wanted)
 
     def _numbers(
         self, column: Column, rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
@@ -169,6 +173,24 @@ class Rows:
             else:
                 out[places] = np.take(source, local, 0)
         return out
+
+    def _coordinates(
+        self, column: Column, rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
+    ) -> Coordinates:
+        found = []
+        for piece, places, local in parts or [(0, np.arange(len(rows)), rows)]:
+            source = self._pieces[column][piece]
+            if isinstance(source, SparseRows):
+                row, indices, values = source.stored(local, column.size)
+            else:
+                whole = np.take(source, local, 0)
+                row, indices = np.nonzero(whole)
+                values = whole[row, indices]
+            found.append((places[row], indices, values))
+        row, indices, values = map(np.concatenate, zip(*found, strict=True))
+        order = np.lexsort((indices, row))
+        order = order[values[order] != 0]
+        return Coordinates(np.stack([row, indices], axis=1)[order].astype(np.int64), values[order])
 
     def _by_piece(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Groups rows by piece: the piece's number, their places in `rows`, their numbers in the piece."""

@@ -29,6 +29,18 @@ _INDEX = np.dtype(np.int32)
 _VALUES = "-values.npy"
 
 
+class Coordinates(NamedTuple):
+    """A batch of rows as a `tf.SparseTensor` holds it.
+
+    Attributes:
+        places: the number of each value's row, and its place in the row, ascending, shape `(k, 2)`, int64.
+        values: the values, shape `(k,)`.
+    """
+
+    places: np.ndarray
+    values: np.ndarray
+
+
 class SparseRows(NamedTuple):
     """Rows of a column, of which some are sparse.
 
@@ -56,16 +68,34 @@ class SparseRows(NamedTuple):
             places: numbers of the k rows in `out`.
         """
         flat = out.reshape(len(out), -1)
-        starts, ends = self.offsets[rows], self.offsets[rows + 1]
-        counts = ends[:, 0] - starts[:, 0]
-        whole = counts == flat.shape[1]
-        for place, start, end in zip(places[whole], starts[whole, 0], ends[whole, 0], strict=True):
+        starts, ends = self.offsets[rows, 0], self.offsets[rows + 1, 0]
+        whole = ends - starts == flat.shape[1]
+        for place, start, end in zip(places[whole], starts[whole], ends[whole], strict=True):
             flat[place] = self.values[start:end]
-        starts, counts, places = starts[~whole], counts[~whole], places[~whole]
-        # Numbers of the stored values, counted in their row.
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        of_values, of_indices = (np.repeat(begins, counts) + within for begins in starts.T)
-        flat[np.repeat(places, counts), self.indices[of_indices]] = self.values[of_values]
+        row, indices, values = self.stored(rows[~whole], flat.shape[1])
+        flat[places[~whole][row], indices] = values
+
+    def stored(self, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the stored values of some rows.
+
+        Args:
+            rows: numbers of the rows.
+            size: number of values in a row.
+
+        Returns:
+            row: to which row each value belongs, counted in `rows`, shape `(k,)`.
+            indices: its place in the row, shape `(k,)`.
+            values: the values, shape `(k,)`.
+        """
+        starts = self.offsets[rows]
+        counts = self.offsets[rows + 1, 0] - starts[:, 0]
+        row = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        indices, of_sparse = within, counts[row] < size
+        if of_sparse.any():
+            indices = within.copy()
+            indices[of_sparse] = self.indices[(starts[row, 1] + within)[of_sparse]]
+        return row, indices, self.values[starts[row, 0] + within]
 
 
 def _offsets_of_dense(rows: int, size: int) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 import os
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 
+from hvdkeras.callbacks.feed import Feed
 from hvdkeras.data import mapping, parts
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows, read_column
 from hvdkeras.data.shards import Shards, open_shards, write_arrays, write_parquet
+from hvdkeras.models.targets import batch, targets
 
 from batching import batches_of
 
@@ -101,6 +105,38 @@ def test_only_the_stored_values_take_room(tmp_path):
     (tmp_path / "dense").mkdir()
     (plain,) = in_parts(tmp_path / "dense", table([dense]), []).parts
     assert len(plain.files) == 2
+
+
+def sparse_model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((WIDTH,), sparse=True), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=3)
+    return model
+
+
+@pytest.mark.parametrize("forms", [[sparse], [dense], [sparse, dense]], ids=["sparse", "dense", "in turn"])
+@pytest.mark.parametrize("cuts", [[], [4, 31]], ids=["one part", "parts"])
+def test_a_sparse_input_gets_sparse_tensors(tmp_path, forms, cuts):
+    model, shards = sparse_model(), in_parts(tmp_path, table(forms), cuts)
+    rows, wanted = Rows(shards, 0, 1, 7, seed=5), sparse_model()
+    feed = Feed(rows, batch(model, targets(model, "mse", "y", None)))
+    batches = list(feed.dataset())
+    for (x, y), (expected, labels) in zip(batches, batches_of(rows, 0), strict=True):
+        assert x.shape == expected.shape
+        assert len(x.values) == np.count_nonzero(expected)
+        np.testing.assert_array_equal(tf.sparse.to_dense(x), expected)
+        np.testing.assert_array_equal(y, labels)
+    feed.begin(0)
+    model.fit(feed.dataset(), epochs=2, shuffle=False, verbose=0, callbacks=[feed])
+    for epoch in range(2):
+        feed.begin(epoch)
+        own = tf.data.Dataset.from_generator(
+            lambda: iter(list(feed.dataset())), output_signature=feed.dataset().element_spec
+        )
+        wanted.fit(own, shuffle=False, verbose=0)
+    for one, other in zip(model.get_weights(), wanted.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 16])
