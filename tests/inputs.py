@@ -115,6 +115,13 @@ def doubles():
     return keras_model(keras.Input((4,), dtype="float64"), keras.layers.Dense(3)), numbers, numbers, {}
 
 
+def sparse():
+    import keras
+
+    model = keras_model(keras.Input((4,), sparse=True), keras.layers.Dense(3, "tanh"))
+    return model, np.maximum(NUMBERS, 0), np.maximum(NUMBERS, 0), {}
+
+
 def halves():
     import keras
 
@@ -170,6 +177,7 @@ CASES = [
     missing,
     raw_bytes,
     doubles,
+    sparse,
     halves,
     batch_of_its_own,
     subclassed,

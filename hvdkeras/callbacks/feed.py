@@ -93,14 +93,24 @@ class Feed(keras.callbacks.Callback):
 
     def _block(self, epoch: tf.Tensor, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
         columns = self._rows.columns
-        types = [*(tf.as_dtype(column.dtype) for column in columns), tf.int64]
+        types = [tf.as_dtype(column.dtype) for column in columns]
+        places = [tf.int64 for _ in self._batch.sparse]
         # TensorFlow takes over the arrays of a numpy_function; those of from_generator it would copy.
-        *tensors, sizes = tf.numpy_function(self._gather, [epoch, step], types)
-        for tensor, column in zip(tensors, columns, strict=True):
-            tensor.set_shape((None, *column.shape))
+        sizes, *found = tf.numpy_function(self._gather, [epoch, step], [tf.int64, *types, *places])
+        tensors, places = found[: len(columns)], found[len(columns) :]
         sizes.set_shape((None,))
+        for number, indices in zip(self._batch.sparse, places, strict=True):
+            shape = tf.stack([tf.reduce_sum(sizes), columns[number].size])
+            tensors[number] = tf.SparseTensor(
+                tf.ensure_shape(indices, (None, 2)), tf.ensure_shape(tensors[number], (None,)), shape
+            )
+        for number, (tensor, column) in enumerate(zip(tensors, columns, strict=True)):
+            if number not in self._batch.sparse:
+                tensor.set_shape((None, *column.shape))
         return nested(self._batch, tensors), sizes
 
     def _gather(self, epoch: np.int64, step: np.int64) -> list[np.ndarray]:
-        columns, sizes = self._rows.block(int(epoch), int(step))
-        return [*columns, sizes]
+        sparse = self._batch.sparse
+        columns, sizes = self._rows.block(int(epoch), int(step), sparse)
+        numbers = [column.values if at in sparse else column for at, column in enumerate(columns)]
+        return [sizes, *numbers, *(columns[at].places for at in sparse)]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
-from hvdkeras.data.columns import Column, DataError, convert
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.conversion import convert
 from hvdkeras.data.encoded import Encoded
 from hvdkeras.data.parts import describe
 from hvdkeras.data.rows import Rows, aligned
 from hvdkeras.data.shards import Shards
+from hvdkeras.data.vectors import Coordinates
 
 Decoder = Callable[[bytes], np.ndarray]
 
@@ -44,13 +46,15 @@ class DecodedRows:
         self._source, self._decode, self._threads = rows, dict(decode), threads
         self._pool = ThreadPoolExecutor(threads, "decode")
 
-    def block(self, epoch: int, step: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    def block(
+        self, epoch: int, step: int, sparse: Collection[int] = ()
+    ) -> tuple[tuple[np.ndarray | Coordinates, ...], np.ndarray]:
         """Returns the block of `Rows.block`, decoded.
 
         Raises:
             DataError: a row can't be decoded, or its array does not fit the model.
         """
-        columns, sizes = self._source.block(epoch, step)
+        columns, sizes = self._source.block(epoch, step, sparse)
         stored = dict(zip(self._source.columns, columns, strict=True))
         arrays = {
             column: self._decoded_column(column, values) if column.encoded else values

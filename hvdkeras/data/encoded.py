@@ -41,13 +41,16 @@ class EncodedFile:
 
     Args:
         path: the file of the bytes, which does not exist yet.
+
+    Attributes:
+        paths: the two files.
     """
 
     def __init__(self, path: str) -> None:
-        self._size = 0
+        self._size, self.paths = 0, (path, offsets_file(path))
         with contextlib.ExitStack() as files:
-            self._data = files.enter_context(ColumnFile(path, (), "uint8"))
-            self._offsets = files.enter_context(ColumnFile(offsets_file(path), (), "int64"))
+            self._data = files.enter_context(ColumnFile(self.paths[0], (), "uint8"))
+            self._offsets = files.enter_context(ColumnFile(self.paths[1], (), "int64"))
             self._offsets.append(np.zeros(1, np.int64))
             self._files = files.pop_all()
 
@@ -74,17 +77,21 @@ class EncodedRows:
         first: number of the first row in the data.
     """
 
-    def __init__(self, data: np.ndarray, offsets: np.ndarray, first: int) -> None:
-        self._data, self._offsets, self._first = data.data, offsets, first
+    def __init__(self, data: np.ndarray, offsets: np.ndarray, first: int = 0) -> None:
+        self._data, self._offsets, self._first = data, offsets, first
+
+    def part(self, start: int, stop: int, first: int) -> EncodedRows:
+        """Returns the rows from `start` to `stop`, whose first one has the number `first` in the data."""
+        return EncodedRows(self._data, self._offsets[start : stop + 1], first)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of these numbers, shape `(k,)`, as an array of `Encoded`, shape `(k,)`."""
-        out = np.empty(len(rows), object)
+        out, data = np.empty(len(rows), object), self._data.data
         bounds = zip(
             rows.tolist(), self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True
         )
         for place, (row, start, stop) in enumerate(bounds):
-            out[place] = Encoded(self._first + row, self._data[start:stop])
+            out[place] = Encoded(self._first + row, data[start:stop])
         return out
 
 
@@ -113,20 +120,12 @@ def check_bytes(name: str, values: Any) -> list[bytes | None]:
     return rows
 
 
-def open_encoded(path: str, start: int, stop: int, first: int) -> EncodedRows:
-    """Maps rows of a local part.
-
-    Args:
-        path: the part's file of bytes.
-        start: the first row, counted in the part.
-        stop: the end of the rows, counted in the part.
-        first: number of the first row in the data.
-    """
-    data, offsets = map(map_file, (path, offsets_file(path)))
-    return EncodedRows(data, offsets[start : stop + 1], first)
+def open_encoded(path: str) -> EncodedRows:
+    """Maps the rows of a local part, whose file of bytes is `path`."""
+    return EncodedRows(*map(map_file, (path, offsets_file(path))))
 
 
-def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], first: int) -> EncodedRows:
+def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]]) -> EncodedRows:
     """Copies rows of a store's parts to one file of this machine, as `map_rows` does, and maps it.
 
     The offsets of the rows stay in memory, eight bytes a row.
@@ -134,7 +133,6 @@ def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], fi
     Args:
         system: the store's file system.
         files: (path, first row, end row) of every part, in order.
-        first: number of the first of these rows in the data.
     """
     spans, begins, size = [], [np.zeros(1, np.int64)], 0
     for path, start, stop in files:
@@ -144,4 +142,4 @@ def map_encoded(system: fs.FileSystem, files: Sequence[tuple[str, int, int]], fi
         size = int(begins[-1][-1])
     # An empty file can't be memory-mapped.
     data = map_rows(system, spans, (), "uint8") if size else np.empty(0, np.uint8)
-    return EncodedRows(data, np.concatenate(begins), first)
+    return EncodedRows(data, np.concatenate(begins))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import socket
 import uuid
@@ -15,19 +16,33 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 from pyspark import TaskContext
-from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import to_arrow_type
-from pyspark.sql.types import ArrayType, BooleanType, DataType, FractionalType, IntegralType, StructField
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    FractionalType,
+    IntegralType,
+    StructField,
+    StructType,
+)
 
-from hvdkeras.data.columns import Column, Problem, check_names, check_type
+from hvdkeras.data.columns import Column, check_names, check_type
+from hvdkeras.data.conversion import Problem
 from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
 from hvdkeras.data.stacking import check_stacked_type
 from hvdkeras.data.store import open_filesystem
 
+logger = logging.getLogger("hvdkeras")
+
+# A Spark task with Python costs 0.05 seconds, however few its rows. So many tasks, or so many for each slot,
+# keep slots of different speed busy; more where Spark may add slots meanwhile.
+_MOST_TASKS, _MOST_OF_GROWING = 256, 1024
+_MOST_WAVES = 16
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -74,12 +89,18 @@ def _expression(column: Column, field: StructField) -> SparkColumn:
         size = field.metadata.get("ml_attr", {}).get("num_attrs")
         known = pa.list_(pa.float64()) if size is None else pa.list_(pa.float64(), size)
         check_type(column, known, "vectors" if size is None else f"vectors of {size}")
-        array = vector_to_array(source, "float32" if width == "float" and not whole else "float64")
-        # vector_to_array fails on a null vector. As a null array it is counted with the other problems.
-        return functions.when(source.isNotNull(), array)
+        return _fields(source, "float" if width == "float" and not whole else "double")
     check_type(column, _arrow_type(kind), kind.simpleString())
     cast = not whole and isinstance(_innermost(kind), FractionalType)
     return source.cast(_of_width(kind, width)) if cast else source
+
+
+def _fields(vector: SparkColumn, width: str) -> SparkColumn:
+    """The fields of vectors, which leave sparse ones sparse; null for null."""
+    fields = functions.unwrap_udt(vector)
+    values = fields["values"].cast(f"array<{width}>").alias("values")
+    kept = (fields[name].alias(name) for name in ("type", "size", "indices"))
+    return functions.when(vector.isNotNull(), functions.struct(*kept, values))
 
 
 def _innermost(kind: DataType) -> DataType:
@@ -179,11 +200,32 @@ def write_partitions(
             answer = {"partition": partition, **asdict(outcome)}
         yield pa.RecordBatch.from_pydict({"answer": [json.dumps(answer)]})
 
-    with _batches_of(selected.sparkSession, block_rows(columns)):
-        answers = [json.loads(row.answer) for row in selected.mapInArrow(write, "answer string").collect()]
+    kinds = [field.dataType for field in selected.schema]
+    vectors = {one for one, kind in zip(columns, kinds, strict=True) if isinstance(kind, StructType)}
+    session = selected.sparkSession
+    most = _most_tasks(session)
+    # With fewer partitions `coalesce` changes nothing. To find their number can take a job.
+    merged = selected if most is None else selected.coalesce(most)
+    with _batches_of(session, block_rows(columns, vectors)):
+        answers = [json.loads(row.answer) for row in merged.mapInArrow(write, "answer string").collect()]
+    if len(answers) == most:
+        logger.info(
+            "the DataFrame has %d partitions or more: where it has more, a task wrote several of them, and "
+            "partitions in messages are numbered as the tasks",
+            most,
+        )
     answers.sort(key=lambda answer: answer["partition"])
     blind = sorted({answer["blind"] for answer in answers if "blind" in answer})
     return [_outcome(answer) for answer in answers if "blind" not in answer], blind
+
+
+def _most_tasks(session: SparkSession) -> int | None:
+    """The most tasks that write the partitions; None on Spark Connect, which does not know its slots."""
+    if type(session).__module__.startswith("pyspark.sql.connect"):
+        return None
+    is_growing = session.conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true"
+    slots = session.sparkContext.defaultParallelism
+    return max(_MOST_OF_GROWING if is_growing else _MOST_TASKS, _MOST_WAVES * slots)
 
 
 def _outcome(answer: dict) -> Outcome:

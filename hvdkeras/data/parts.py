@@ -6,25 +6,31 @@ This runs where the data is: on Spark's executors, or in the process that has th
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from hvdkeras.data import rounding
-from hvdkeras.data.columns import Column, DataError, Problem, convert, row_bytes
-from hvdkeras.data.encoded import EncodedFile, offsets_file
+from hvdkeras.data.columns import Column, DataError, row_bytes
+from hvdkeras.data.conversion import Problem, convert
+from hvdkeras.data.encoded import EncodedFile
 from hvdkeras.data.ragged import to_bytes
 from hvdkeras.data.rounding import is_rounded
-from hvdkeras.data.store import ColumnFile, local_path, open_filesystem, upload
+from hvdkeras.data.store import local_path, open_filesystem, upload
+from hvdkeras.data.vectors import NumbersFile, SparseRows, sparse_rows
 from hvdkeras.naming import listed
 
 # Blocks of this size fit in the caches, and let the source, Arrow and the file system work at the same time.
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 16
+# Assumed bytes of a row of a wide vector, which is sparse nearly always. If it is not, 64 rows of a million
+# values are 256 MB, which fits in a task's memory.
+_VECTOR_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Part:
     Attributes:
         rows: number of rows.
         files: names of the files in the store's folder: one for each distinct column, in the columns' order,
-            then the offsets of each column of bytes.
+            then those that belong to the files of bytes and of sparse rows.
     """
 
     rows: int
@@ -56,9 +62,17 @@ class Outcome:
     rounded: tuple[int, ...] = ()
 
 
-def block_rows(columns: Sequence[Column]) -> int:
-    """Returns the number of rows in a block."""
-    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes(columns)))
+def block_rows(columns: Sequence[Column], vectors: Collection[Column] = ()) -> int:
+    """Returns the number of rows in a block.
+
+    Args:
+        columns: distinct columns.
+        vectors: those of them that are vectors in the data.
+    """
+    size = sum(
+        min(row_bytes([one]), _VECTOR_BYTES) if one in vectors else row_bytes([one]) for one in columns
+    )
+    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // size))
 
 
 def write_part(
@@ -79,18 +93,18 @@ def write_part(
     local = local_path(url)
     with contextlib.ExitStack() as stack:
         folder = local or stack.enter_context(tempfile.TemporaryDirectory(prefix="hvdkeras-"))
-        names = [f"{name}-{number}.npy" for number in range(len(columns))]
-        names += [offsets_file(file) for file, column in zip(names, columns, strict=True) if column.of_bytes]
-        paths = [os.path.join(folder, file) for file in names]
+        paths = [os.path.join(folder, f"{name}-{number}.npy") for number in range(len(columns))]
         try:
-            rows, problems, rounded = _write_files(paths[: len(columns)], columns, blocks)
+            grown, rows, problems, rounded = _write_files(paths, columns, blocks)
         except BaseException:
-            _unlink(paths)
+            _unlink(folder, name)
             raise
         if problems or not rows:
-            _unlink(paths)
+            _unlink(folder, name)
             found = tuple((number, problem) for (number, _), problem in problems.items())
             return Outcome(Part(rows, ()), found)
+        paths = [file.paths[0] for file in grown] + [path for file in grown for path in file.paths[1:]]
+        names = list(map(os.path.basename, paths))
         if not local:
             system, remote = open_filesystem(url)
             for path, file in zip(paths, names, strict=True):
@@ -100,13 +114,11 @@ def write_part(
 
 def _write_files(
     paths: Sequence[str], columns: Sequence[Column], blocks: Iterable[Sequence[pa.Array | np.ndarray]]
-) -> tuple[int, dict[tuple[int, str], Problem], set[int]]:
+) -> tuple[list[EncodedFile | NumbersFile], int, dict[tuple[int, str], Problem], set[int]]:
     rows, problems, rounded = 0, {}, set()
     with contextlib.ExitStack() as files:
         grown = [
-            files.enter_context(
-                EncodedFile(path) if column.of_bytes else ColumnFile(path, column.shape, column.dtype)
-            )
+            files.enter_context(EncodedFile(path) if column.of_bytes else NumbersFile(path, column))
             for path, column in zip(paths, columns, strict=True)
         ]
         for block in blocks:
@@ -114,8 +126,7 @@ def _write_files(
                 continue
             arrays = []
             for number, (column, raw) in enumerate(zip(columns, block, strict=True)):
-                ragged = column.of_bytes and not column.encoded
-                array, found = to_bytes(column, raw) if ragged else convert(column, raw)
+                array, found = _converted(column, raw)
                 arrays.append(array)
                 if is_rounded(column, raw, array):
                     rounded.add(number)
@@ -125,7 +136,16 @@ def _write_files(
             if not problems:
                 for file, array in zip(grown, arrays, strict=True):
                     file.append(array)
-    return rows, problems, rounded
+    return grown, rows, problems, rounded
+
+
+def _converted(
+    column: Column, raw: pa.Array | np.ndarray
+) -> tuple[pa.Array | np.ndarray | SparseRows | None, list[Problem]]:
+    if column.of_bytes:
+        return convert(column, raw) if column.encoded else to_bytes(column, raw)
+    sparse = sparse_rows(column, raw) if isinstance(raw, pa.Array) else None
+    return convert(column, raw) if sparse is None else (sparse, [])
 
 
 def _add(problems: dict[tuple[int, str], Problem], number: int, problem: Problem) -> None:
@@ -135,8 +155,8 @@ def _add(problems: dict[tuple[int, str], Problem], number: int, problem: Problem
     problems[number, problem.what] = problem
 
 
-def _unlink(paths: Iterable[str]) -> None:
-    for path in paths:
+def _unlink(folder: str, name: str) -> None:
+    for path in glob.glob(f"{glob.escape(os.path.join(folder, name))}-*.npy"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

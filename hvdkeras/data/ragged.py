@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hvdkeras.data.columns import Column, DataError, Problem, check_values
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.conversion import Problem, check_values
 from hvdkeras.data.encoded import Encoded
 from hvdkeras.data.raw import NULL, SIZE, is_binary, is_list, ragged_values
 
 
 def to_bytes(column: Column, raw: pa.Array | Sequence[Any]) -> tuple[pa.Array | None, list[Problem]]:
-    """Converts a block of n raw rows to bytes, after the checks of `hvdkeras.data.columns.convert`.
+    """Converts a block of n raw rows to bytes, after the checks of `hvdkeras.data.conversion.convert`.
 
     Args:
         column: a column of strings, or one with `padding`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,7 +52,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.storage_type)
     if is_binary(kind):
         return pa.list_(pa.uint8())
-    if _is_vector(kind):
+    if is_vector(kind):
         return pa.list_(pa.float64())
     return kind
 
@@ -175,12 +177,13 @@ def as_lists(array: pa.Array) -> pa.Array:
         return as_lists(array.storage)
     if is_binary(array.type):
         return _bytes_as_list(array)
-    if _is_vector(array.type):
+    if is_vector(array.type):
         return _vectors_as_lists(array)
     return array
 
 
-def _is_vector(kind: pa.DataType) -> bool:
+def is_vector(kind: pa.DataType) -> bool:
+    """Returns whether Arrow values of this type are Spark's vectors, as their fields."""
     return pa.types.is_struct(kind) and tuple(field.name for field in kind) == _VECTOR_FIELDS
 
 
@@ -189,20 +192,71 @@ def _bytes_as_list(array: pa.Array) -> pa.Array:
 
 
 def _vectors_as_lists(array: pa.Array) -> pa.Array:
-    """Converts Spark's vectors, dense and sparse ones mixed, to dense lists of doubles."""
+    """Converts Spark's vectors, dense and sparse ones mixed, to dense lists."""
+    offsets, values, _ = vectors_of(array).expanded()
+    return _lists(offsets, values, array)
+
+
+class Vectors(NamedTuple):
+    """The fields of n of Spark's vectors, row after row.
+
+    Attributes:
+        sparse: whether the row is a sparse vector, shape `(n,)`.
+        sizes: numbers of values of the rows, shape `(n,)`; 0 for null.
+        counts: how many of them are given, shape `(n,)`.
+        indices: where the given values of sparse rows belong.
+        values: the given values of all rows.
+    """
+
+    sparse: np.ndarray
+    sizes: np.ndarray
+    counts: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+
+    def expanded(self, kept: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the rows with all their values, but some of the sparse ones as they are.
+
+        Args:
+            kept: whether a row is to stay sparse, shape `(n,)`, bool. Default: none is.
+
+        Returns:
+            offsets: where each row begins in the values and where the last one ends, shape `(n + 1,)`.
+            values: the rows' values: of the kept rows those that are given, of others all.
+            indices: those of the kept rows.
+        """
+        expanded = self.sparse if kept is None else self.sparse & ~kept
+        offsets = np.zeros(len(self.sizes) + 1, np.int64)
+        np.cumsum(np.where(expanded, self.sizes, self.counts), out=offsets[1:])
+        if not expanded.any():
+            return offsets, self.values, self.indices
+        # The place of each given value in its row: its index in expanded rows, its own in others.
+        row = np.repeat(np.arange(len(self.sizes)), self.counts)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        of_expanded = expanded[row[self.sparse[row]]]
+        place[expanded[row]] = self.indices[of_expanded]
+        values = np.zeros(offsets[-1], self.values.dtype)
+        values[offsets[row] + place] = self.values
+        return offsets, values, self.indices[~of_expanded]
+
+
+def vectors_of(array: pa.Array) -> Vectors:
+    """Returns the fields of an Arrow array of Spark's vectors.
+
+    Raises:
+        ValueError: a sparse vector has an index outside it.
+    """
     kind, size, indices, given = array.flatten()  # null rows are null in all four
     sparse = (kind.fill_null(1) if kind.null_count else kind).to_numpy() == 0
-    given_lengths = _lengths(given)
-    offsets = np.zeros(len(array) + 1, np.int64)
-    sizes = size.fill_null(0).to_numpy(zero_copy_only=False)
-    np.cumsum(np.where(sparse, sizes, given_lengths), out=offsets[1:])
-    # The place of each given value in its row's list: its own in dense rows, its index in sparse ones.
-    row = np.repeat(np.arange(len(array)), given_lengths)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(given_lengths) - given_lengths, given_lengths)
-    place[sparse[row]] = indices.flatten().to_numpy(zero_copy_only=False)
-    values = np.zeros(offsets[-1])
-    values[offsets[row] + place] = given.flatten().to_numpy(zero_copy_only=False)
-    return _lists(offsets, values, array)
+    counts = _lengths(given)
+    sizes = np.where(sparse, size.fill_null(0).to_numpy(zero_copy_only=False), counts)
+    places = indices.flatten().to_numpy(zero_copy_only=False)
+    outside = (places < 0) | (places >= np.repeat(sizes[sparse], counts[sparse]))
+    if outside.any():
+        raise ValueError(
+            f"the indices of sparse vectors must be from 0 to their size - 1. Received: {places[outside][0]}"
+        )
+    return Vectors(sparse, sizes, counts, places, given.flatten().to_numpy(zero_copy_only=False))
 
 
 def _lists(offsets: np.ndarray, values: np.ndarray, like: pa.Array) -> pa.Array:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from hvdkeras.data.columns import Column, row_bytes
-from hvdkeras.data.encoded import EncodedRows, map_encoded, open_encoded
+from hvdkeras.data.encoded import EncodedRows
+from hvdkeras.data.mapping import dense, map_columns
 from hvdkeras.data.parts import Part
 from hvdkeras.data.ragged import from_bytes
 from hvdkeras.data.shards import Shards
 from hvdkeras.data.share import Share
-from hvdkeras.data.store import local_path, map_file, map_rows, open_filesystem
+from hvdkeras.data.vectors import Coordinates, SparseRows
 
 # A block costs a call into Python, and each piece of the data that it reads from costs a few microseconds,
 # however few the rows. So a block has many batches: as many as make the calls cheap and still fit in a cache,
@@ -89,12 +89,15 @@ class Rows:
             share, (first, last) = chosen[first : last + 1], chosen[[first, last]].tolist()
             self._chosen = share - first
         try:
-            self._bounds, self._pieces = _map(shards, first, last + 1)
+            self._bounds, self._pieces = map_columns(shards, first, last + 1)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"rank {rank} on {socket.gethostname()} does not find the shards in {shards.url} "
                 f"({error}). Give a folder or URL that all hosts share as store"
             ) from error
+        self._sparse = {
+            column for column, own in self._pieces.items() if any(isinstance(one, SparseRows) for one in own)
+        }
         # An encoded column counts with its size after decoding.
         decoded = [replace(column, encoded=False) for column in shards.distinct]
         batch_bytes = batch_size * row_bytes(decoded)
@@ -110,12 +113,15 @@ class Rows:
         """Rows of each batch of an epoch, shape `(steps,)`, int64."""
         return np.diff(self._share.cuts(0, self.steps))
 
-    def block(self, epoch: int, step: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    def block(
+        self, epoch: int, step: int, sparse: Collection[int] = ()
+    ) -> tuple[tuple[np.ndarray | Coordinates, ...], np.ndarray]:
         """Gathers `block_steps` batches, or the remaining ones of the epoch.
 
         Args:
             epoch: number of the epoch, from 0.
             step: the first of the batches.
+            sparse: numbers of columns whose rows, of one axis, are returned as `Coordinates`.
 
         Returns:
             columns: for each column the batches' rows one after the other, shape `(rows, *shape)`, in memory
@@ -128,7 +134,7 @@ class Rows:
         rows = rows.astype(np.intp) if self._chosen is None else self._chosen[rows].astype(np.intp)
         for low, high in itertools.pairwise(cuts - cuts[0]):
             rows[low:high].sort()
-        return self._gather(rows), np.diff(cuts)
+        return self._gather(rows, sparse), np.diff(cuts)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Returns the numbers of this rank's rows in an epoch, in the order of the batches."""
@@ -138,24 +144,53 @@ class Rows:
             self._ordered = epoch, self._share.order(epoch)
         return self._ordered[1]
 
-    def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _gather(self, rows: np.ndarray, sparse: Collection[int]) -> tuple[np.ndarray | Coordinates, ...]:
         """Gathers mapped rows, in the order of `rows`."""
         parts = self._by_piece(rows) if len(self._bounds) > 2 else []
+        wanted = [(column, number in sparse) for number, column in enumerate(self.columns)]
         taken = {}
-        for column, pieces in self._pieces.items():
+        for column, is_sparse in dict.fromkeys(wanted):
             if column.of_bytes:
-                taken[column] = _gathered(pieces, rows, parts)
-                if not column.encoded:
-                    taken[column] = from_bytes(column, taken[column])
-                continue
-            out = aligned((len(rows), *column.shape), column.dtype)
-            if not parts:
-                # All numbers are in range. NumPy writes straight to `out` only in the mode "clip".
-                np.take(pieces[0], rows, 0, out, "clip")
-            for piece, places, local in parts:
-                out[places] = np.take(pieces[piece], local, 0)
-            taken[column] = out
-        return tuple(taken[column] for column in self.columns)
+                found = _gathered(self._pieces[column], rows, parts)
+                taken[column, False] = found if column.encoded else from_bytes(column, found)
+            else:
+                gather = self._coordinates if is_sparse else self._numbers
+                taken[column, is_sparse] = gather(column, rows, parts)
+        return tuple(taken[each] for each in wanted)
+
+    def _numbers(
+        self, column: Column, rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
+    ) -> np.ndarray:
+        pieces = self._pieces[column]
+        out = aligned((len(rows), *column.shape), column.dtype, column in self._sparse)
+        if not parts and isinstance(pieces[0], np.ndarray):
+            # All numbers are in range. NumPy writes straight to `out` only in the mode "clip".
+            return np.take(pieces[0], rows, 0, out, "clip")
+        for piece, places, local in parts or [(0, np.arange(len(rows)), rows)]:
+            source = pieces[piece]
+            if isinstance(source, SparseRows):
+                source.fill(local, out, places)
+            else:
+                out[places] = np.take(source, local, 0)
+        return out
+
+    def _coordinates(
+        self, column: Column, rows: np.ndarray, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
+    ) -> Coordinates:
+        found = []
+        for piece, places, local in parts or [(0, np.arange(len(rows)), rows)]:
+            source = self._pieces[column][piece]
+            if isinstance(source, SparseRows):
+                row, indices, values = source.stored(local, column.size)
+            else:
+                whole = np.take(source, local, 0)
+                row, indices = np.nonzero(whole)
+                values = whole[row, indices]
+            found.append((places[row], indices, values))
+        row, indices, values = map(np.concatenate, zip(*found, strict=True))
+        order = np.lexsort((indices, row))
+        order = order[values[order] != 0]
+        return Coordinates(np.stack([row, indices], axis=1)[order].astype(np.int64), values[order])
 
     def _by_piece(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Groups rows by piece: the piece's number, their places in `rows`, their numbers in the piece."""
@@ -184,10 +219,10 @@ def _check_chosen(chosen: np.ndarray | None, rows: int) -> None:
         raise ValueError(f"chosen must be ascending numbers of the {rows} rows. Received: {chosen}")
 
 
-def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Makes an array, not initialized, that TensorFlow can use without a copy."""
+def aligned(shape: tuple[int, ...], dtype: str, zeros: bool = False) -> np.ndarray:
+    """Makes an array, of zeros or not initialized, that TensorFlow can use without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    memory = (np.zeros if zeros else np.empty)(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -196,52 +231,5 @@ def read_column(shards: Shards, column: Column) -> np.ndarray:
     """Returns all rows of a column of numbers, in the data's order, shape `(rows, *shape)`."""
     number = shards.distinct.index(column)
     parts = tuple(Part(part.rows, (part.files[number],)) for part in shards.parts)
-    _, pieces = _map(Shards(shards.url, (column,), parts), 0, shards.rows)
-    return np.concatenate(pieces[column])
-
-
-_Piece = np.ndarray | EncodedRows
-
-
-def _map(shards: Shards, start: int, stop: int) -> tuple[np.ndarray, dict[Column, list[_Piece]]]:
-    """Maps rows of the data.
-
-    Args:
-        shards: the data.
-        start: the first row.
-        stop: the end of the rows.
-
-    Returns:
-        bounds: where each of the k mapped pieces begins, counted from `start`, and where the last one ends,
-            shape `(k + 1,)`.
-        pieces: for every distinct column its k pieces.
-    """
-    ranges, at = [], 0
-    for part in shards.parts:
-        low, high = max(start - at, 0), min(stop - at, part.rows)
-        if low < high:
-            ranges.append((part, low, high))
-        at += part.rows
-    local = local_path(shards.url)
-    distinct = shards.distinct
-    if local is None:
-        system, folder = open_filesystem(shards.url)
-        pieces = {}
-        for number, column in enumerate(distinct):
-            files = [(f"{folder}/{part.files[number]}", low, high) for part, low, high in ranges]
-            if column.of_bytes:
-                pieces[column] = [map_encoded(system, files, start)]
-            else:
-                pieces[column] = [map_rows(system, files, column.shape, column.dtype)]
-        bounds = np.array([0, stop - start])
-    else:
-        bounds = np.cumsum([0, *(high - low for _, low, high in ranges)])
-        pieces = {}
-        for number, column in enumerate(distinct):
-            files = [(os.path.join(local, part.files[number]), low, high) for part, low, high in ranges]
-            if column.of_bytes:
-                starts = (start + bounds[:-1]).tolist()
-                pieces[column] = [open_encoded(*at, first) for at, first in zip(files, starts, strict=True)]
-            else:
-                pieces[column] = [map_file(path)[low:high] for path, low, high in files]
-    return bounds, pieces
+    _, pieces = map_columns(Shards(shards.url, (column,), parts), 0, shards.rows)
+    return dense(pieces[column], column)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import uuid
@@ -21,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from hvdkeras.data.arrays import as_rows
 from hvdkeras.data.columns import Column, DataError, check_names, check_type, row_bytes
-from hvdkeras.data.encoded import check_bytes
 from hvdkeras.data.parts import Outcome, Part, block_rows, check_outcomes, write_part
-from hvdkeras.data.ragged import check_rows
-from hvdkeras.data.raw import RAGGED, SIZE
+from hvdkeras.data.raw import is_vector
 from hvdkeras.data.room import room
 from hvdkeras.data.stacking import check_stacked_type, stacked_arrow, stacked_numpy
 from hvdkeras.data.store import delete_folder, joined, normalized, open_filesystem
@@ -168,7 +166,7 @@ def write_arrays(
     sources = [
         stacked_numpy(column, [arrays[name] for name in column.stacked])
         if column.stacked
-        else _source(column, arrays[column.name])
+        else as_rows(column, arrays[column.name])
         for column in distinct
     ]
     lengths = {column.name: len(source) for column, source in zip(distinct, sources, strict=True)}
@@ -233,16 +231,17 @@ def write_parquet(
                 check_stacked_type(column, name, kind, str(kind))
             else:
                 check_type(column, kind, str(kind))
+    vectors = {one for one in distinct if not one.stacked and is_vector(data.schema.field(one.name).type)}
     names = [name for column in distinct for name in column.sources]
     # Little is read ahead: the memory must not grow with the size of the files.
     scanner = data.scanner(
         columns=list(dict.fromkeys(names)),
-        batch_size=block_rows(distinct),
+        batch_size=block_rows(distinct, vectors),
         batch_readahead=4,
         fragment_readahead=1,
     )
     blocks = ([_block(column, batch) for column in distinct] for batch in scanner.to_batches())
-    with _new_folder(store, _bytes(distinct, data.count_rows())) as url:
+    with _new_folder(store, None if vectors else _bytes(distinct, data.count_rows())) as url:
         return _finish(url, columns, [write_part(url, "part", distinct, blocks)])
 
 
@@ -332,33 +331,3 @@ def _finish(url: str, columns: Sequence[Column], outcomes: Sequence[Outcome]) ->
 def _block(column: Column, batch: pa.RecordBatch) -> pa.Array:
     arrays = [batch.column(name) for name in column.sources]
     return stacked_arrow(column, arrays) if column.stacked else arrays[0]
-
-
-def _source(column: Column, array: Any) -> np.ndarray | list[bytes | None]:
-    if column.encoded:
-        return check_bytes(column.name, array)
-    if column.of_bytes:
-        return check_rows(column, array)
-    array = _as_numbers(array)
-    if array.dtype.kind not in "fiub" or not array.ndim:
-        raise DataError(
-            f"column {column.name!r} must be an array of numbers whose first axis is the row. "
-            f"Received: dtype {array.dtype}, shape {array.shape}",
-            [(column.name, RAGGED)] if array.dtype == object else [],
-        )
-    size = math.prod(array.shape[1:])
-    if size not in column.sizes:
-        raise DataError(
-            f"column {column.name!r} must hold {column.requirement}. Received: shape {array.shape}",
-            [(column.name, SIZE)],
-        )
-    return array
-
-
-def _as_numbers(rows: Any) -> np.ndarray:
-    """Rows as an array; of dtype object where they are lists of unequal lengths."""
-    try:
-        is_nested = isinstance(rows, np.ndarray) and rows.dtype.kind == "O" and len(rows) and np.ndim(rows[0])
-        return np.asarray(list(rows) if is_nested else rows)
-    except ValueError:
-        return np.empty((len(rows),), object)

@@ -214,8 +214,7 @@ def map_rows(
             with system.open_input_file(path) as source:
                 _copy_rows(source, copy, path, start, stop)
         copy.flush()
-        rows = sum(stop - start for _, start, stop in files)
-        return np.asarray(np.memmap(copy, dtype, "r", shape=(rows, *shape)))
+        return np.asarray(np.memmap(copy, dtype, "r")).reshape(-1, *shape)
 
 
 def _copy_rows(source: BinaryIO, target: BinaryIO, path: str, start: int, stop: int) -> None:

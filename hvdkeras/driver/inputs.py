@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.data.columns import NAN, Column, DataError
+from hvdkeras.data.columns import Column, DataError
+from hvdkeras.data.conversion import NAN
 from hvdkeras.data.first_row import first_row
 from hvdkeras.data.raw import RAGGED, SIZE
 from hvdkeras.data.shards import Shards

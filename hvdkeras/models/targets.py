@@ -21,11 +21,13 @@ class Batch:
         labels: nested as the model's outputs, or, where no output has a loss, as the user names the columns;
             None for an output without a column, or for all.
         weights: sample weights, nested as the outputs; None without.
+        sparse: the numbers of the columns that the model takes as a `tf.SparseTensor`.
     """
 
     inputs: Any
     labels: Any
     weights: Any
+    sparse: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,12 @@ def batch(model: Any, read: Targets) -> Batch:
         lambda name: None if name is None else next(numbers) if only is None else only, read.weights
     )
     # For tf.data a list is a tensor.
-    return Batch(*map(keras.tree.lists_to_tuples, (inputs, labels, weights_of)))
+    sparse = tuple(
+        number
+        for number, tensor in enumerate(tensors(model, "inputs"))
+        if getattr(tensor, "sparse", False) and len(tensor.shape) == 2 and tensor.shape[1]
+    )
+    return Batch(*map(keras.tree.lists_to_tuples, (inputs, labels, weights_of)), sparse)
 
 
 def nested(batch: Batch, arrays: Sequence[Any]) -> Any:

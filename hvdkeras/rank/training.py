@@ -204,6 +204,9 @@ def _fit(
         callbacks = [*callbacks, trained]
     epochs, position, model = spec.num_epoch, replica.position, replica.model
     feed = Feed(rows, spec.data.batch, position.epoch, position.first_step)
+    if spec.data.batch.sparse:
+        # XLA has no sparse tensors.
+        model.jit_compile = False
     with warnings.catch_warnings():
         # Keras does not know that a resumed epoch is shorter.
         warnings.filterwarnings("ignore", "Your input ran out of data")

@@ -76,6 +76,21 @@ def test_partitions_empty_ones_and_more_or_fewer_than_ranks(spark, numbers, monk
     assert spark.conf.get(BATCH_ROWS) == before
 
 
+def test_very_many_partitions_are_written_by_fewer_tasks(numbers, monkeypatch, caplog):
+    monkeypatch.setattr(frames, "_MOST_TASKS", 3)
+    monkeypatch.setattr(frames, "_MOST_WAVES", 1)
+    with caplog.at_level("INFO", "hvdkeras"):
+        shards = write_dataframe(numbers(40).repartition(30, "y").where("y > 0"), COLUMNS)
+    assert len(shards.parts) == 3
+    assert "the DataFrame has 3 partitions or more" in caplog.text
+    assert all_rows(shards, ranks=2) == [row for row in expected(40) if row[-1] > 0]
+    caplog.clear()
+    with caplog.at_level("INFO", "hvdkeras"):
+        shards = write_dataframe(numbers(40).coalesce(2), COLUMNS)
+    assert (len(shards.parts), caplog.text) == (2, "")
+    assert all_rows(shards) == expected(40)
+
+
 def test_dense_and_sparse_vectors_and_arrays_are_equal(spark):
     rows = [((i, i + 0.5, 0.0), i % 10) for i in range(20)]
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from hvdkeras import EASGD
-from hvdkeras.data.columns import Column, DataError, Problem, check_names
+from hvdkeras.data.columns import Column, DataError, check_names
+from hvdkeras.data.conversion import Problem
 from hvdkeras.data.parts import Outcome, Part, check_outcomes
 from hvdkeras.data.raw import NULL
 from hvdkeras.models import schema, targets

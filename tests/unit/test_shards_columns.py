@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hvdkeras.data.columns import Column, DataError, Problem, check_names, check_type, convert
+from hvdkeras.data.columns import Column, DataError, check_names, check_type
+from hvdkeras.data.conversion import Problem, convert
 from hvdkeras.data.ragged import to_bytes
 from hvdkeras.data.rounding import is_rounded
 from hvdkeras.ml import rows

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import hvdkeras
 from hvdkeras.data import sources
-from hvdkeras.data.columns import Column, DataError, Form, Problem, convert
+from hvdkeras.data.columns import Column, DataError, Form
+from hvdkeras.data.conversion import Problem, convert
 from hvdkeras.driver import training
 from hvdkeras.models.targets import targets
 
