@@ -70,6 +70,7 @@ def train(
     num_workers: int,
     request: Request,
     finish: Callable[[Outcome], Any],
+    on_message: Callable[[int, Any], None],
 ) -> Outcome:
     """Trains copies of the model.
 
@@ -80,6 +81,7 @@ def train(
         num_workers: ranks that train.
         request: the user's call.
         finish: what is done with the outcome. It is tried before the launch, with models that did not train.
+        on_message: as of `launch`.
 
     Raises:
         ValueError: an argument, a column or the data does not fit; nothing was launched then.
@@ -128,7 +130,7 @@ def train(
             timeout=configuration.timeout,
         )
         on_spark = sources.has_executors(request.data)
-        results, restarts = launch(configuration, spec, on_spark, request.ranks)
+        results, restarts = launch(configuration, spec, on_spark, request.ranks, on_message)
     history = _history(results, time.monotonic() - started, shards.rows, restarts)
     if configuration.timeline is not None:
         _write_timeline(history, configuration.timeline)

@@ -12,6 +12,7 @@ from hvdkeras.driver import checks, training
 from hvdkeras.driver.candidates import Candidate, Candidates, named
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, closed, input_shapes
+from hvdkeras.driver.tracking import tracked
 from hvdkeras.driver.workers import Workers, open_workers
 from hvdkeras.history.questions import HistoryQuestions
 from hvdkeras.launch.standing import StandingRanks
@@ -213,6 +214,10 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         self.check_together()  # arguments may have been set since the construction
         num_workers = self._num_workers(request.ranks)
         self.check(num_workers)
-        outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request, finish)
-        self.history = outcome.history
+        with tracked(self, self.ensemble, num_workers, request) as run:
+            outcome = training.train(
+                self, self.algorithm(), self.ensemble, num_workers, request, finish, run.on_message
+            )
+            self.history = outcome.history
+            run.finish(outcome.history, schema.as_list(self.result(outcome)))
         return finish(outcome)
