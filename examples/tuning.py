@@ -1,6 +1,6 @@
 """Tuning on scikit-learn's digits: a grid with a launch a fold, and a search with pruning on ranks that stay.
 
-Run with `python examples/tuning.py`. Optuna proposes the trials if it is installed; else they are random.
+Run with `python examples/tuning.py`, after `pip install optuna`, which proposes the trials of the search.
 """
 
 import os
@@ -8,6 +8,7 @@ import sys
 
 import keras
 import numpy as np
+import optuna
 import pandas as pd
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import SparkSession
@@ -41,20 +42,20 @@ class Prune(keras.callbacks.Callback):
         self.model.stop_training = epoch < len(self.medians) and logs["val_accuracy"] < self.medians[epoch]
 
 
-try:
-    import optuna
-except ImportError:
-    optuna = None
-study, curves = optuna and optuna.create_study(direction="maximize"), []
+study, curves = optuna.create_study(direction="maximize"), []
 with Workers(2):
-    for _ in range(6):
-        trial = study and study.ask()
-        rate = trial.suggest_float("rate", 0.01, 0.4) if trial else np.random.uniform(0.01, 0.4)
+    for _ in range(8):
+        trial = study.ask()
+        rate = trial.suggest_float("rate", 0.01, 0.4)
         asked = EASGD(model, rho=1.0, learning_rate=rate, num_epoch=5, validation_split=0.2, **learn)
         asked.center_callbacks = [Prune(curves)]
         asked.train(rows)
         curves.append([each.metrics["val_accuracy"] for each in asked.history.center])
-        print(f"rate {rate:.4f}: accuracy {curves[-1][-1]:.4f} after {len(curves[-1])} epochs", flush=True)
-        if trial:
-            study.tell(trial, curves[-1][-1])
-print(f"accuracy of the best trial on its held-out rows: {max(curve[-1] for curve in curves):.4f}")
+        for epoch, accuracy in enumerate(curves[-1]):
+            trial.report(accuracy, epoch)
+        if len(curves[-1]) == 5:
+            study.tell(trial, accuracy)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        print(f"rate {rate:.4f}: accuracy {accuracy:.4f} after {len(curves[-1])} epochs", flush=True)
+print(f"accuracy of the best trial on its held-out rows: {study.best_value:.4f}")

@@ -15,7 +15,7 @@ from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data
 from hvdkeras.driver.layout import laid_out, required_columns
 from hvdkeras.driver.training import Request
-from hvdkeras.launch import environment
+from hvdkeras.launch import cluster, environment
 from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.naming import cut, shown
 
@@ -52,6 +52,8 @@ class Candidates(Iterator[tuple[int, Any]]):
 
     They are trained before anything is done with a result: the ranks have ended then, and their slots are
     free for the Spark jobs that evaluate the models. Several threads may ask; they get different results.
+    Where threads wait for the first result, as those of a `CrossValidator` with `parallelism`, as many
+    candidates train side by side as Spark has slots for, each on ranks of its own.
 
     A candidate that fails does not keep the others from being trained: its error, which names its params, is
     in the log at once and is raised in the place of its result.
@@ -64,10 +66,13 @@ class Candidates(Iterator[tuple[int, Any]]):
 
     def __init__(self, candidates: Sequence[Candidate], data: Any, ranks: StandingRanks | None) -> None:
         self._candidates, self._data, self._ranks = candidates, data, ranks
-        self._lock = threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
+        self._asking = 0
         self._results: deque[tuple[int, Any]] | None = None
 
     def __next__(self) -> tuple[int, Any]:
+        with self._counting:
+            self._asking += 1
         with self._lock:
             if self._results is None:
                 self._results = deque(sorted(self._trained(), key=lambda result: result[0]))
@@ -103,18 +108,35 @@ class Candidates(Iterator[tuple[int, Any]]):
 
     def _trained_group(self, group: Group) -> list[tuple[int, Any]]:
         _, first = group.candidates[0]
-        results = []
-        try:
-            with laid_out(first.configuration, self._data) as shards, self._launched(first) as ranks:
-                for index, candidate in group.candidates:
+        waiting, results = deque(group.candidates), []
+
+        def train() -> None:
+            with self._launched(first) as ranks:
+                while waiting:
+                    try:
+                        index, candidate = waiting.popleft()
+                    except IndexError:  # another thread took the last one
+                        return
                     own = candidate.configuration
                     request = Request(shards, own.shuffle, None, own.resume, ranks)
                     results.append((index, _outcome(candidate, request)))
+
+        try:
+            with laid_out(first.configuration, self._data) as shards:
+                _in_threads(train, min(self._side_by_side(first), len(group.candidates)))
         except Exception as error:
             # Without shards there is no result of any of them.
-            missing = group.candidates[len(results) :]
+            known = {index for index, _ in results}
+            missing = [each for each in group.candidates if each[0] not in known]
             results += [(index, _told(candidate, error)) for index, candidate in missing]
         return results
+
+    def _side_by_side(self, candidate: Candidate) -> int:
+        """How many candidates may train at once: as many as threads ask, and as Spark has slots for."""
+        if self._ranks is not None or environment.job() or not sources.has_executors(self._data):
+            return 1
+        room = cluster.slots(cluster.active_context()) // candidate.num_workers
+        return max(1, min(self._asking, room))
 
     def _launched(self, candidate: Candidate) -> Any:
         """Ranks for a group, launched by its first training; None in a running job, which has its own."""
@@ -133,6 +155,32 @@ class Candidates(Iterator[tuple[int, Any]]):
 def named(values: Mapping[str, Any]) -> str:
     """Returns the values of params as text."""
     return ", ".join(f"{name}={cut(shown(value), 100)}" for name, value in values.items()) or "no params"
+
+
+def _in_threads(work: Callable[[], None], count: int) -> None:
+    """Calls a function in this thread and in so many less one others, and waits for all.
+
+    Raises:
+        Exception: the first that the function raised.
+    """
+    from pyspark import InheritableThread
+
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    others = [InheritableThread(target=run, name=f"candidates-{number}") for number in range(1, count)]
+    for thread in others:
+        thread.start()
+    run()
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _outcome(candidate: Candidate, request: Request) -> Any:

@@ -20,7 +20,11 @@ logger = logging.getLogger("hvdkeras")
 
 
 def launch(
-    configuration: Configuration, spec: TrainingSpec, on_spark: bool, ranks: StandingRanks | None
+    configuration: Configuration,
+    spec: TrainingSpec,
+    on_spark: bool,
+    ranks: StandingRanks | None,
+    on_message: Callable[[int, Any], None],
 ) -> tuple[list[worker.Result], list[str]]:
     """Runs the ranks to their end.
 
@@ -29,6 +33,7 @@ def launch(
         spec: what the ranks get.
         on_spark: whether ranks are launched on Spark executors; otherwise on this machine.
         ranks: those that train; None: they are launched for this training.
+        on_message: gets the ranks' messages beside the display of the progress, with the rank, on any thread.
 
     Returns:
         The results by rank, and the reason of each restart, a line each.
@@ -45,8 +50,8 @@ def launch(
     restarts: list[str] = []
     while True:
         try:
-            with progress.shown(members, spec.num_workers, spec.num_epoch, configuration.verbose) as receiver:
-                results = run((spec,), on_message=receiver)
+            with progress.shown(members, spec.num_workers, spec.num_epoch, configuration.verbose) as show:
+                results = run((spec,), on_message=partial(_to_both, show, on_message))
             return results, restarts
         except TrainingError as error:
             # A rank would raise the same exception again, unless it waited for one that is lost.
@@ -61,6 +66,13 @@ def launch(
                 restarts[-1],
             )
             spec = _resuming(spec)
+
+
+def _to_both(
+    show: Callable[[int, Any], None], on_message: Callable[[int, Any], None], rank: int, message: Any
+) -> None:
+    show(rank, message)
+    on_message(rank, message)
 
 
 def _runner(configuration: Configuration, spec: TrainingSpec, on_spark: bool) -> Callable[..., list[Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,9 @@ from hvdkeras.rank.worker import Result
 from hvdkeras.spec import CheckpointSpec, DataSpec, EnsembleSpec, OversightSpec, TrainingSpec
 
 logger = logging.getLogger("hvdkeras")
+
+# Checks and models change the state of the process: Keras's scopes, its random numbers and NumPy's.
+_preparing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def train(
     num_workers: int,
     request: Request,
     finish: Callable[[Outcome], Any],
+    on_message: Callable[[int, Any], None],
 ) -> Outcome:
     """Trains copies of the model.
 
@@ -80,11 +86,25 @@ def train(
         num_workers: ranks that train.
         request: the user's call.
         finish: what is done with the outcome. It is tried before the launch, with models that did not train.
+        on_message: as of `launch`.
 
     Raises:
         ValueError: an argument, a column or the data does not fit; nothing was launched then.
         TrainingError: a rank failed.
     """
+    with _preparing:
+        return _train(configuration, algorithm, ensemble, num_workers, request, finish, on_message)
+
+
+def _train(
+    configuration: Configuration,
+    algorithm: Algorithm,
+    ensemble: EnsembleSpec | None,
+    num_workers: int,
+    request: Request,
+    finish: Callable[[Outcome], Any],
+    on_message: Callable[[int, Any], None],
+) -> Outcome:
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
     for data in (request.data, request.validation_data):
@@ -128,11 +148,22 @@ def train(
             timeout=configuration.timeout,
         )
         on_spark = sources.has_executors(request.data)
-        results, restarts = launch(configuration, spec, on_spark, request.ranks)
+        with _others_prepare():
+            results, restarts = launch(configuration, spec, on_spark, request.ranks, on_message)
     history = _history(results, time.monotonic() - started, shards.rows, restarts)
     if configuration.timeline is not None:
         _write_timeline(history, configuration.timeline)
     return Outcome(_models(recipe, results[0]), history, recipe)
+
+
+@contextmanager
+def _others_prepare() -> Iterator[None]:
+    """Lets other threads prepare their trainings while the ranks of this one train."""
+    _preparing.release()
+    try:
+        yield
+    finally:
+        _preparing.acquire()
 
 
 def _dealt(

@@ -64,8 +64,13 @@ def shown(
     if not verbose or (job is not None and job.rank > 0):
         yield _ignore
         return
-    with Progress(-(-members // num_workers) if job else members, num_epoch, sys.stderr) as progress:
+    with Progress(senders(members, num_workers), num_epoch, sys.stderr) as progress:
         yield progress.on_message
+
+
+def senders(members: int, num_workers: int) -> int:
+    """Returns how many of all models send this process an `Advance`: in a running job those of one rank."""
+    return -(-members // num_workers) if environment.job() else members
 
 
 class Progress:

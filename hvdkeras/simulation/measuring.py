@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
 # The first epoch compiles, and is left out.
 _EPOCHS = 4
+# Arguments that end or resume a training, evaluate its center, or write files.
+_LEFT_OUT = (
+    "callbacks",
+    "center_callbacks",
+    "stop_at",
+    "validation_split",
+    "validation_indicator_col",
+    "checkpoint",
+    "checkpoint_minutes",
+    "resume",
+    "max_restarts",
+    "tensorboard",
+    "timeline",
+)
 
 
 def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
@@ -33,10 +47,8 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
     Raises:
         ValueError: as `Trainer.train`.
     """
-    used = trainer.copy()
+    used = _bare(trainer)
     used.num_workers, used.num_epoch, used.verbose = num_workers, _EPOCHS, 0
-    used.callbacks = used.center_callbacks = used.stop_at = used.checkpoint = used.checkpoint_minutes = None
-    used.max_restarts = 0
     used.train(data)
     algorithm, steps, exchanges = used.algorithm(), [], []
     averaging = algorithm.gradient_averaging if algorithm.mode is Mode.GRADIENTS else None
@@ -48,3 +60,11 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
             steps.append(rank.seconds["computation"][epoch] / batches)
             exchanges.append(rank.seconds["communication"][epoch] / windows)
     return Times(step=float(np.median(steps)), exchange=float(np.median(exchanges)))
+
+
+def _bare(trainer: Trainer) -> Trainer:
+    """A copy of a trainer that only trains, from the beginning to the end."""
+    result = trainer.copy()
+    for name in _LEFT_OUT:
+        result.reset(name)
+    return result

@@ -31,6 +31,8 @@ _REFUSED = (
     "decode",
     "padding",
     "validation_split",
+    "validation_indicator_col",
+    "resume",
     "callbacks",
     "center_callbacks",
     "stop_at",
@@ -46,7 +48,7 @@ def simulate(
     num_workers: int,
     times: Times,
     *,
-    shuffle: bool = False,
+    shuffle: bool | None = None,
     validation_data: Any = None,
     failures: Failures | None = None,
     seconds: float | None = None,
@@ -65,7 +67,7 @@ def simulate(
             trainer's model, loss and data.
         num_workers: number of workers, from 1.
         times: seconds of the parts of a training.
-        shuffle: as in `Trainer.train`.
+        shuffle: as in `Trainer.train`. Default: the trainer's.
         validation_data: data on which the center is evaluated. Default: `data`.
         failures: when workers die. Default: never.
         seconds: simulated seconds after which the training ends. Default: after `num_epoch` epochs.
@@ -82,6 +84,7 @@ def simulate(
             training never ends.
     """
     _check(trainer, num_workers, times, evaluations)
+    shuffle = trainer.shuffle if shuffle is None else shuffle
     problem = _problem(trainer, data, num_workers, shuffle, validation_data)
     # A worker alone trains like one that averages its gradients with nobody.
     kind = _RUNS.get(trainer.mode, Averaged)

@@ -12,6 +12,7 @@ from hvdkeras.driver import checks, training
 from hvdkeras.driver.candidates import Candidate, Candidates, named
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, closed, input_shapes
+from hvdkeras.driver.tracking import tracked
 from hvdkeras.driver.workers import Workers, open_workers
 from hvdkeras.history.questions import HistoryQuestions
 from hvdkeras.launch.standing import StandingRanks
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from hvdkeras.predictors import ModelPredictor
 
 # What the rule on a rank never needs: the user's objects, and what pyspark keeps in each of its stages.
-_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_params", "_given"}
+_STAYS_ON_THE_DRIVER = {"keras_model", "history", "uid", "_params", "_given", "_is_candidate"}
 
 
 class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
@@ -40,6 +41,8 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
     Attributes:
         history: a `History` after `train`, None before.
     """
+
+    _is_candidate = False
 
     def train(
         self,
@@ -85,12 +88,11 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 that the candidates of a grid would be alike; or each of them would resume the one before.
         """
         result = super().copy(extra)
-        if extra and self.resume and not {self.resume_param, self.checkpoint_param} & set(extra):
-            raise ValueError(
-                "resume must be left out of a trainer that is tuned: each candidate would resume the one "
-                "before. Give it with the other values of one training, fit(data, {..., "
-                f"trainer.resume_param: True}}). Received: resume=True, checkpoint={self.checkpoint!r}"
-            )
+        own = {self.resume_param, self.checkpoint_param} & set(extra or {})
+        if extra is not None and result.resume and (self._is_candidate or not own):
+            raise self._resumes_others()
+        # A stage that holds the trainer, a Pipeline, is copied with an empty map before it fits candidates.
+        result._is_candidate = self._is_candidate or extra == {}
         rates = [
             param
             for param in extra or {}
@@ -157,6 +159,9 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         """
         dataset = sources.by_column(dataset)
         candidates = [self._candidate(dataset, params) for params in paramMaps]
+        if any(one.configuration.resume for one in candidates):
+            raise self._resumes_others()
+        _check_checkpoints([one.configuration.checkpoint for one in candidates])
         return Candidates(candidates, dataset, open_workers())
 
     def _candidate(self, dataset: DataFrame, params: Mapping[Param, Any]) -> Candidate:
@@ -167,6 +172,13 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
             num_workers=one._num_workers(one._open_workers(dataset)),
             params=named(values),
             train=lambda request: one._trained(request, one._predictor(request.data)),
+        )
+
+    def _resumes_others(self) -> ValueError:
+        return ValueError(
+            "resume must be left out of a trainer that is tuned: each candidate, and each fold, would resume "
+            "the one before. Give it with the other values of one training, fit(data, {..., "
+            f"trainer.resume_param: True}}). Received: resume=True, checkpoint={self.checkpoint!r}"
         )
 
     def _predictor(self, dataset: Any) -> Callable[[training.Outcome], ModelPredictor]:
@@ -213,6 +225,17 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
         self.check_together()  # arguments may have been set since the construction
         num_workers = self._num_workers(request.ranks)
         self.check(num_workers)
-        outcome = training.train(self, self.algorithm(), self.ensemble, num_workers, request, finish)
-        self.history = outcome.history
+        with tracked(self, self.ensemble, num_workers, request) as run:
+            outcome = training.train(
+                self, self.algorithm(), self.ensemble, num_workers, request, finish, run.on_message
+            )
+            self.history = outcome.history
+            run.finish(outcome.history, schema.as_list(self.result(outcome)))
         return finish(outcome)
+
+
+def _check_checkpoints(folders: Sequence[str | None]) -> None:
+    """Raises ValueError where two candidates would save their checkpoints in one folder."""
+    given = [folder for folder in folders if folder is not None]
+    if twice := [folder for folder in given if given.count(folder) > 1]:
+        raise ValueError(f"checkpoint must be a folder of its own for each candidate. Received: {twice[0]!r}")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from pyspark.ml import PipelineModel
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import functions as F
@@ -106,13 +107,14 @@ def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path, monkeypatch):
         ranks_on_spark, "start", lambda *args, **more: launched.append(1) or start(*args, **more)
     )
     trainer = digits.trainer("EASGD", 2)
-    trainer.num_epoch = 1
-    scored = LabelIndexTransformer(10, input_col="scores", output_col="prediction")
-    trainer.output_col = "scores"
+    trainer.setParams(
+        num_epoch=1, output_col="scores", prediction_col="prediction", probability_col="probability"
+    )
+    scored = LabelIndexTransformer(10, input_col="scores", output_col="class")
     validator = CrossValidator(
         estimator=trainer,
         estimatorParamMaps=ParamGridBuilder().addGrid(trainer.rho_param, [0.1, 2.0]).build(),
-        evaluator=hvdkeras.AccuracyEvaluator(prediction_col="scores"),
+        evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
         numFolds=2,
         seed=0,
         parallelism=2,
@@ -125,6 +127,8 @@ def test_a_pipeline_tunes_saves_and_loads(dataframe, tmp_path, monkeypatch):
     # In one epoch the weaker force hardly moves the center.
     loose, tight = fitted.avgMetrics
     assert tight > max(loose, 0.3)
+    evaluated = MulticlassClassificationEvaluator(metricName="logLoss").evaluate(fitted.transform(dataframe))
+    assert 0 < evaluated < np.log(10)
     PipelineModel([fitted.bestModel, scored]).write().overwrite().save(str(tmp_path / "pipeline"))
     loaded = PipelineModel.load(str(tmp_path / "pipeline"))
     wanted = [row.scores for row in fitted.bestModel.transform(dataframe).select("scores").collect()]

@@ -31,6 +31,7 @@ ORDER = [
     "evaluators",
     "trainers",
     "simulation",
+    "mlflow",
 ]
 
 

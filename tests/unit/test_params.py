@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from pyspark.ml import Pipeline
 
 import hvdkeras
 
@@ -110,11 +111,30 @@ def test_a_grid_over_the_rate_is_refused_where_it_would_change_nothing():
     assert both.recipe().build().optimizer.learning_rate.numpy() == 0.5
 
 
+ROWS = {"features": np.zeros((8, 3), np.float32), "label": np.zeros(8, np.float32)}
+
+
 def test_a_grid_over_a_trainer_that_resumes_is_refused(tmp_path):
-    trainer = hvdkeras.EASGD(model(), loss="mse", checkpoint=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="each candidate would resume the one before"):
-        trainer.copy({trainer.rho_param: 0.5})
-    assert trainer.copy({trainer.num_epoch_param: 3, trainer.resume_param: True}).resume
+    resumes = hvdkeras.EASGD(model(), loss="mse", checkpoint=tmp_path, resume=True)
+    trainer = hvdkeras.EASGD(model(), loss="mse", checkpoint=tmp_path)
+    resume = {trainer.resume_param: True, trainer.num_epoch_param: 3}
+    pipeline = Pipeline(stages=[trainer])
+    for refused in [
+        lambda: resumes.copy({resumes.rho_param: 0.5}),
+        lambda: resumes.fitMultiple(ROWS, [{}]),  # CrossValidator, TrainValidationSplit: of one fold
+        lambda: resumes.fitMultiple(ROWS, [{resumes.checkpoint_param: "other"}]),
+        lambda: trainer.fitMultiple(ROWS, [resume]),
+        lambda: Pipeline(stages=[resumes]).fitMultiple(ROWS, [{}]),
+        lambda: next(pipeline.fitMultiple(ROWS, [resume])),
+    ]:
+        with pytest.raises(ValueError, match="each candidate, and each fold, would resume the one before"):
+            refused()
+    with pytest.raises(ValueError, match="checkpoint must be a folder of its own for each candidate.*/"):
+        trainer.fitMultiple(ROWS, [{trainer.rho_param: rho} for rho in (1.0, 2.0)])
+    # What `fit` with params does for one training, of the trainer and of a Pipeline that holds it.
+    assert trainer.copy(resume).resume
+    assert pipeline.copy(resume).getStages()[0].resume
+    assert resumes.copy().resume
 
 
 def test_the_column_that_evaluators_read_is_that_of_the_classes_where_there_is_one(trainer):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import hvdkeras
+from hvdkeras.arguments import declared_arguments
 from hvdkeras.data.share import Share
-from hvdkeras.simulation import Failures, Quadratic, Times, simulate
+from hvdkeras.simulation import Failures, Quadratic, Times, measuring, simulate
 from hvdkeras.simulation.centers import SynchronousCenter
 from hvdkeras.simulation.dense import DenseModel
 
@@ -319,6 +320,14 @@ QUADRATIC, TIMES = Quadratic([1.0]), Times(step=1)
             lambda: simulate(trainer("DOWNPOUR", stop_at={"loss": 1}), QUADRATIC, 2, TIMES),
         ),
         (
+            "validation_indicator_col must be left out: it is not simulated. Received: 'held'",
+            lambda: simulate(trainer("DOWNPOUR", validation_indicator_col="held"), QUADRATIC, 2, TIMES),
+        ),
+        (
+            "resume must be left out: it is not simulated. Received: True",
+            lambda: simulate(trainer("DOWNPOUR", checkpoint="folder", resume=True), QUADRATIC, 2, TIMES),
+        ),
+        (
             "Received: 'regular' of float32 with kernel_regularizer",
             lambda: simulate(hvdkeras.DOWNPOUR(regular(), loss="mse"), {"features": []}, 2, TIMES),
         ),
@@ -331,3 +340,41 @@ QUADRATIC, TIMES = Quadratic([1.0]), Times(step=1)
 def test_what_is_not_simulated_is_refused(message, call):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_trainer_s_shuffle_is_simulated():
+    rows = {"features": np.linspace(-1, 1, 24), "label": np.linspace(3, 0, 24)}
+
+    def found(ours, **argument):
+        keras.utils.set_random_seed(0)
+        one = trainer("EASGD", rho=0.5, batch_size=2, num_epoch=2, shuffle=ours)
+        return path_of(simulate(one, rows, 3, Times(step=1), **argument))
+
+    assert found(True) == found(False, shuffle=True)
+    assert found(False) == found(True, shuffle=False)
+    assert found(True) != found(False)
+
+
+def path_of(result):
+    return [each.metrics["loss"] for each in result.evaluations]
+
+
+def test_what_is_measured_only_trains(tmp_path):
+    folder = tmp_path / "made"
+    one = trainer(
+        "EASGD",
+        checkpoint=folder,
+        resume=True,
+        checkpoint_minutes=1,
+        max_restarts=2,
+        timeline=folder,
+        tensorboard=folder,
+        validation_split=0.2,
+        stop_at={"val_loss": 1.0},
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    bare = measuring._bare(one)
+    bare.check_together()
+    given = {name for name in declared_arguments(type(one)) if bare.is_given(name)}
+    assert given == {"loss", "learning_rate", "communication_window"}
+    assert one.resume
