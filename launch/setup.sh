@@ -149,7 +149,9 @@ build_horovod() {
         ln -s "$wheel/include" "$scratch/nccl/include"
         ln -s "$wheel/lib/libnccl.so.2" "$scratch/nccl/lib/libnccl.so"
         options=(HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1
-            "HOROVOD_CUDA_HOME=$cuda_home" "HOROVOD_NCCL_HOME=$scratch/nccl" "PATH=$venv/bin:$cuda_home/bin:$PATH")
+            "HOROVOD_CUDA_HOME=$cuda_home" "HOROVOD_NCCL_HOME=$scratch/nccl" "PATH=$venv/bin:$cuda_home/bin:$PATH"
+            # Where NCCL's and Open MPI's wheels lie beside it, in any environment that the built wheel goes to.
+            'LDFLAGS=-Wl,-rpath,$ORIGIN/../../nvidia/nccl/lib:$ORIGIN/../../../..')
     fi
     # pip's own cache is left out: it does not know what a wheel was built for.
     env PATH="$venv/bin:$PATH" OPAL_PREFIX="$venv" HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 "${options[@]}" \
