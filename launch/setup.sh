@@ -57,7 +57,7 @@ check_compilers() {
         fail "no C++ compiler: Horovod's GPU code is built from source. Install one (Debian: g++), or point CXX to it"
     local nvcc=${HOROVOD_CUDA_HOME:-${CUDA_HOME:-/usr/local/cuda}}/bin/nvcc
     [[ -x $nvcc ]] || nvcc=$(command -v nvcc || true)
-    [[ -n $nvcc ]] || fail "no CUDA toolkit: no wheel has nvcc. Install NVIDIA's toolkit 12 (or Debian's" \
+    [[ -n $nvcc ]] || fail "no CUDA toolkit: no wheel has nvcc. Install NVIDIA's toolkit 12 (or Debian 13's" \
         "nvidia-cuda-toolkit) and point CUDA_HOME to it. Received: CUDA_HOME=${CUDA_HOME:-(not set)}"
     local release
     release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
