@@ -13,6 +13,7 @@ from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import write_arrays
+from hvdkeras.models import windows
 from hvdkeras.models.targets import Batch, batch, targets
 from hvdkeras.models.windows import end_with_the_data
 
@@ -144,6 +145,25 @@ def test_keras_goes_on_where_a_training_stopped(tmp_path, first_step, steps_per_
         # Keras names a call by its last batch, as if the last call were a full one; before 3.11 by its first.
         first = list(range(0, steps, steps_per_execution))
         assert batches in (first, [each - 1 + steps_per_execution for each in first])
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_the_window_for_old_keras_ends_with_the_data(tmp_path, monkeypatch, eagerly):
+    monkeypatch.setattr(windows, "FIRST", (99, 0))
+    rows = Rows(shards_of(tmp_path, 55, "x", "y"), 0, 1, 4, seed=0)
+    results = []
+    for steps_per_execution in (1, 4):
+        model = linear()
+        model.set_weights([np.zeros((1, 1))])
+        where = {"steps_per_execution": steps_per_execution, "run_eagerly": eagerly}
+        model.compile(keras.optimizers.SGD(1e-4), "mse", metrics=["mae"], **where)
+        end_with_the_data(model)
+        model.fit(Feed(rows, PAIR).dataset(), verbose=0, shuffle=False)
+        results.append(
+            [*model.get_weights()[0].ravel(), *model.evaluate(Feed(rows, PAIR).dataset(), verbose=0)]
+        )
+    np.testing.assert_allclose(*results, rtol=1e-5)
+    assert results[0][0] != 0
 
 
 def test_memory_holds_blocks_not_the_epoch(tmp_path):
