@@ -10,10 +10,10 @@ FIRST = (3, 7)
 
 
 def end_with_the_data(model: Any) -> None:
-    """Replaces a compiled model's functions of several steps where Keras's lose the last, shorter window.
+    """Replaces a compiled model's functions of several steps where Keras's fail in the last, shorter window.
 
     Keras 3.5 and 3.6 always ask for `steps_per_execution` batches. Where the epoch has fewer left, the error
-    at its end cancels the steps of those, and no callback is called.
+    at its end interrupts the function: the optimizer counts a step too many, and no callback is called.
 
     Args:
         model: the model, which `fit` and `evaluate` then do not make functions for.
