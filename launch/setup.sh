@@ -57,7 +57,7 @@ check_compilers() {
         fail "no C++ compiler: Horovod's GPU code is built from source. Install one (Debian: g++), or point CXX to it"
     local nvcc=${HOROVOD_CUDA_HOME:-${CUDA_HOME:-/usr/local/cuda}}/bin/nvcc
     [[ -x $nvcc ]] || nvcc=$(command -v nvcc || true)
-    [[ -n $nvcc ]] || fail "no CUDA toolkit: no wheel has nvcc. Install NVIDIA's toolkit 12 (or Debian's" \
+    [[ -n $nvcc ]] || fail "no CUDA toolkit: no wheel has nvcc. Install NVIDIA's toolkit 12 (or Debian 13's" \
         "nvidia-cuda-toolkit) and point CUDA_HOME to it. Received: CUDA_HOME=${CUDA_HOME:-(not set)}"
     local release
     release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
@@ -149,7 +149,9 @@ build_horovod() {
         ln -s "$wheel/include" "$scratch/nccl/include"
         ln -s "$wheel/lib/libnccl.so.2" "$scratch/nccl/lib/libnccl.so"
         options=(HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1
-            "HOROVOD_CUDA_HOME=$cuda_home" "HOROVOD_NCCL_HOME=$scratch/nccl" "PATH=$venv/bin:$cuda_home/bin:$PATH")
+            "HOROVOD_CUDA_HOME=$cuda_home" "HOROVOD_NCCL_HOME=$scratch/nccl" "PATH=$venv/bin:$cuda_home/bin:$PATH"
+            # Where NCCL's and Open MPI's wheels lie beside it, in any environment that the built wheel goes to.
+            'LDFLAGS=-Wl,-rpath,$ORIGIN/../../nvidia/nccl/lib:$ORIGIN/../../../..')
     fi
     # pip's own cache is left out: it does not know what a wheel was built for.
     env PATH="$venv/bin:$PATH" OPAL_PREFIX="$venv" HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 "${options[@]}" \

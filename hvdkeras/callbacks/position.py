@@ -68,7 +68,7 @@ class Position(keras.callbacks.Callback):
         self.epoch, self.step = epoch, self.first_step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        # Keras counts the last window of an epoch as if it were a full one.
-        step = min(self.first_step + batch + 1, self.steps)
+        # Not by `batch`: before 3.11 it is a window's first batch, then its last as if all windows were full.
+        step = min(self.step + self.model.steps_per_execution, self.steps)
         self.window_steps, self.step = step - self.step, step
         self.windows += 1

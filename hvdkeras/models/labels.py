@@ -94,29 +94,34 @@ def _resolved(loss: Any) -> Any:
 
 def _known(loss: Any) -> str | None:
     """What labels a loss of Keras's own takes: "sparse" or "categorical" classes, "numbers"; None: any."""
-    from keras import losses
-
-    sparse = (
-        losses.SparseCategoricalCrossentropy,
-        losses.CategoricalGeneralizedCrossEntropy,
-        losses.sparse_categorical_crossentropy,
-        losses.categorical_generalized_cross_entropy,
+    sparse = _losses(
+        "SparseCategoricalCrossentropy",
+        "CategoricalGeneralizedCrossEntropy",
+        "sparse_categorical_crossentropy",
+        "categorical_generalized_cross_entropy",
     )
-    categorical = (
-        losses.CategoricalCrossentropy,
-        losses.CategoricalFocalCrossentropy,
-        losses.CategoricalHinge,
-        losses.categorical_crossentropy,
-        losses.categorical_focal_crossentropy,
-        losses.categorical_hinge,
+    categorical = _losses(
+        "CategoricalCrossentropy",
+        "CategoricalFocalCrossentropy",
+        "CategoricalHinge",
+        "categorical_crossentropy",
+        "categorical_focal_crossentropy",
+        "categorical_hinge",
     )
-    any_form = (losses.CTC, losses.Circle, losses.ctc, losses.circle)
+    any_form = _losses("CTC", "Circle", "ctc", "circle")
     if isinstance(loss, str) or not _is_of_keras(loss) or _is_one_of(loss, any_form):
         return None
     kinds = {"sparse": sparse, "categorical": categorical}
     kind = next((kind for kind, known in kinds.items() if _is_one_of(loss, known)), "numbers")
     other_axis = kind != "numbers" and getattr(loss, "_fn_kwargs", {}).get("axis", -1) != -1
     return None if other_axis else kind
+
+
+def _losses(*names: str) -> tuple[Any, ...]:
+    """Those of Keras's losses that its version has."""
+    from keras import losses
+
+    return tuple(getattr(losses, name) for name in names if hasattr(losses, name))
 
 
 def _is_of_keras(loss: Any) -> bool:

@@ -25,6 +25,8 @@ def merged(members: Sequence[Any], disagreement: bool = False) -> Any:
     nested = keras.tree.pack_sequence_as(structures(first)[0], inputs)
     for number, member in enumerate(members):
         member.name = f"member_{number}"
+        # Keras 3.5 asks a model for the metrics of the compiled models in it, too, which are never computed.
+        member.compiled = False
         outputs.append(keras.tree.flatten(member(nested)))
     by_output = [list(each) for each in zip(*outputs, strict=True)]
     names = output_names(first)

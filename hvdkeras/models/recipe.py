@@ -20,6 +20,7 @@ from hvdkeras.models.serialization import (
     with_functions,
 )
 from hvdkeras.models.signature import Nested, sign, signature_of
+from hvdkeras.models.windows import end_with_the_data
 from hvdkeras.naming import listed, shown
 
 # Far from the small numbers that people choose as seeds: no rank gets the seed of another's other layer.
@@ -188,6 +189,7 @@ class Recipe:
                     **({} if own else {"auto_scale_loss": False}),
                     **unpack(self.arguments, self.objects),
                 )
+        end_with_the_data(model)
         if with_state and self.others:
             others = optimizers_of(model)[0 if self.optimizer is None else 1 :]
             for packed, other in zip(self.others, others, strict=True):

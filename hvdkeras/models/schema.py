@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,22 @@ def _paths(model: Any, which: int) -> list[str]:
     structure = structures(model)[which]
     if not isinstance(structure, Mapping):
         return []
-    return [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
+    count = len(keras.tree.flatten(structure))
+    by_number = dict(_numbered_paths(keras.tree.pack_sequence_as(structure, list(range(count)))))
+    return [by_number[number] for number in range(count)]
+
+
+def _numbered_paths(nested: Any, *path: str) -> Iterator[tuple[int, str]]:
+    """The numbers in nested dicts and sequences, each with the keys that lead to it."""
+    if isinstance(nested, Mapping):
+        entries = nested.items()
+    elif isinstance(nested, list | tuple):
+        entries = enumerate(nested)
+    else:
+        yield nested, ".".join(path)
+        return
+    for key, value in entries:
+        yield from _numbered_paths(value, *path, str(key))
 
 
 def in_order(
