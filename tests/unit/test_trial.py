@@ -28,7 +28,7 @@ def launched(monkeypatch):
     """The training specifications for which ranks would be launched."""
     specs = []
 
-    def launch(configuration, spec, on_spark, ranks):
+    def launch(configuration, spec, on_spark, ranks, on_message):
         specs.append(spec)
         raise Launched
 
