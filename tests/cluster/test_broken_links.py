@@ -11,6 +11,8 @@ import pytest
 
 from hvdkeras.launch.mpirun import MARK
 
+import digits
+
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.slow]
 
 
@@ -38,6 +40,33 @@ def broken(session, folder, seconds, timeout):
     return None, sorted(results), time.monotonic() - began
 
 
+def broken_training(session, folder, seconds, timeout):
+    """Synchronous EASGD on both hosts, whose epochs take a second and more; the result is as of `broken`."""
+    import socket
+
+    import keras
+
+    from hvdkeras.launch.failure import TrainingError
+
+    class Slow(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            Path(folder, socket.gethostname()).touch()
+            time.sleep(1)
+
+    learn, held_out = digits.data()
+    rows = [(f.tolist(), int(label)) for f, label in zip(learn["features"], learn["label"], strict=True)]
+    frame = session.createDataFrame(rows, "features array<float>, label int")
+    used = digits.trainer("EASGD", 4)
+    used.store, used.num_epoch, used.timeout, used.callbacks = folder, seconds, timeout, [Slow()]
+    began = time.monotonic()
+    try:
+        trained = used.train(frame)
+    except TrainingError as error:
+        return error.host, str(error), time.monotonic() - began
+    assert digits.accuracy(trained, held_out) >= 0.95
+    return None, sorted(rank.host for rank in used.history.ranks), time.monotonic() - began
+
+
 def cut(hosts, folder, seconds):
     """Takes beta's link down when all hosts have ranks, for so many seconds."""
     two.wait_for(lambda: {"alpha", "beta"} <= {path.name for path in folder.iterdir()}, "ranks", 150)
@@ -59,13 +88,14 @@ def ranks_left():
     return [words for words in found if "horovod.spark.task.mpirun_exec_fn" in " ".join(words)]
 
 
+@pytest.mark.parametrize("work", [broken, broken_training])
 @pytest.mark.parametrize(("down", "lost"), [(5, False), (45, True)])
-def test_a_link_that_is_down(on_driver, hosts, tmp_path, down, lost):
+def test_a_link_that_is_down(on_driver, hosts, tmp_path, down, lost, work):
     # A rank's silence of 15 seconds is the end; 5 seconds are made up for by TCP.
     before = ranks_left()
     cutting = threading.Thread(target=cut, args=(hosts, tmp_path, down))
     cutting.start()
-    host, told, _ = on_driver(broken, str(tmp_path), 100 if lost else 25, 15)
+    host, told, _ = on_driver(work, str(tmp_path), 100 if lost else 25, 15)
     if lost:
         # The link is still down: ranks that are cut off have ended by themselves, or do so.
         assert host == "beta"
