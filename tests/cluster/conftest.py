@@ -1,18 +1,12 @@
 """Two hosts, ranks on both, and a Spark standalone cluster over them."""
 
-import pickle
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hosts as two
 import pytest
 
-import archives
 import ranks
-
-DRIVE = Path(__file__).with_name("drive.py")
 
 
 @pytest.fixture(scope="session")
@@ -64,18 +58,6 @@ def on_driver(spark_cluster: two.Hosts, tmp_path_factory: pytest.TempPathFactory
 
     def run(fn: Callable[..., Any], *args: Any, timeout: float = 240.0, unpack: bool = False) -> Any:
         folder = tmp_path_factory.mktemp("driver")
-        ranks.pack(folder / "call", fn, args)
-        if unpack:
-            archives.pack(folder / "environment.tar.gz")
-        program = [sys.executable, str(DRIVE), str(folder), two.ADDRESSES[0]]
-        command = spark_cluster.entered(0, program)
-        process = ranks.start(command, spark_cluster.environment, folder / "output")
-        returncode = ranks.finish(process, timeout)
-        output = (folder / "output").read_text(errors="replace")
-        if returncode != 0:
-            error = folder / "error"
-            told = error.read_text() if error.exists() else ""
-            raise AssertionError(f"the driver ended with {returncode}\n{told}\n--- output\n{output[-6000:]}")
-        return pickle.loads((folder / "result").read_bytes())
+        return two.call_on_driver(spark_cluster, folder, fn, args, timeout, unpack)
 
     return run

@@ -4,7 +4,9 @@ With a name or a /dev/shm in common, ranks of the two hosts would take each othe
 are common, as on a cluster with a network file system. Needs root and iproute2.
 """
 
+import itertools
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,12 +15,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hvdkeras.launch import environment
+
+import archives
+import ranks
 
 NAMES = ("alpha", "beta")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 DOOR = Path(__file__).with_name("door.py")
+LINK = Path(__file__).with_name("link.py")
+DRIVE = Path(__file__).with_name("drive.py")
 
 # What the first process of a host does; $1 is the folder of the hosts. The shell stays, to bury the orphans.
 FIRST = """
@@ -72,11 +80,16 @@ class Hosts:
 
     Args:
         shared_memory: Size of each /dev/shm; by default what a container has.
+        delay: Seconds that the link takes, one way.
+        loss: The part of the frames that the link loses, from 0 to 1.
     """
 
-    def __init__(self, shared_memory: str = "64m"):
-        self.shared_memory = shared_memory
-        self.networks = [f"hvdkeras-{os.getpid()}-{name}" for name in NAMES]
+    made = itertools.count()
+
+    def __init__(self, shared_memory: str = "64m", delay: float = 0.0, loss: float = 0.0):
+        self.shared_memory, self.delay, self.loss = shared_memory, delay, loss
+        number = next(self.made)
+        self.networks = [f"hvdkeras-{os.getpid()}-{name}{number}" for name in NAMES]
         self.roots: list[subprocess.Popen] = []
         self.services: list[subprocess.Popen] = []
 
@@ -130,14 +143,20 @@ class Hosts:
         for network in self.networks:
             ip("netns", "add", network)
         first, second = self.networks
-        ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        if self.delay or self.loss:
+            command = [sys.executable, str(LINK), first, second, str(self.delay), str(self.loss)]
+            self.services.append(subprocess.Popen(command))
+            for network in self.networks:
+                wait_for(lambda n=network: b"eth0" in ip("-n", n, "link", "show"), "the link", 10)
+        else:
+            ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
         for network, address in zip(self.networks, ADDRESSES, strict=True):
             ip("-n", network, "address", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 ip("-n", network, "link", "set", device, "up")
         # Linux takes a second to call a new link running; until then UCX finds the other host unreachable.
         for network in self.networks:
-            wait_for(lambda n=network: b"state UP" in ip("-n", n, "link", "show", "eth0"), "the network", 10)
+            wait_for(lambda n=network: b"LOWER_UP" in ip("-n", n, "link", "show", "eth0"), "the network", 10)
 
     def _start(self, index: int) -> int:
         """Starts a host and returns the process number, here, of its first process."""
@@ -166,3 +185,33 @@ class Hosts:
             )
         self.services.append(service)
         wait_for(lambda: b"Starting Spark" in Path(log.name).read_bytes(), f"Spark's {name}", 60)
+
+
+def call_on_driver(
+    cluster: Hosts, folder: Path, fn: Callable[..., Any], args: tuple, timeout: float, unpack: bool = False
+) -> Any:
+    """Calls `fn(session, *args)` in a Spark driver on alpha, as the fixture `on_driver` does.
+
+    Args:
+        cluster: Hosts on which Spark runs.
+        folder: An empty folder.
+        fn: A function, also of the test's own module.
+        args: Its further arguments.
+        timeout: Seconds for all.
+        unpack: Whether every executor unpacks an archive of this environment, and runs the Python in it.
+
+    Raises:
+        AssertionError: The function raised; it has the driver's output.
+    """
+    ranks.pack(folder / "call", fn, args)
+    if unpack:
+        archives.pack(folder / "environment.tar.gz")
+    command = cluster.entered(0, [sys.executable, str(DRIVE), str(folder), ADDRESSES[0]])
+    process = ranks.start(command, cluster.environment, folder / "output")
+    returncode = ranks.finish(process, timeout)
+    output = (folder / "output").read_text(errors="replace")
+    if returncode != 0:
+        error = folder / "error"
+        told = error.read_text() if error.exists() else ""
+        raise AssertionError(f"the driver ended with {returncode}\n{told}\n--- output\n{output[-6000:]}")
+    return pickle.loads((folder / "result").read_bytes())
