@@ -53,9 +53,7 @@ with Workers(2):
         curves.append([each.metrics["val_accuracy"] for each in asked.history.center])
         for epoch, accuracy in enumerate(curves[-1]):
             trial.report(accuracy, epoch)
-        if len(curves[-1]) == 5:
-            study.tell(trial, accuracy)
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        pruned = None if len(curves[-1]) == 5 else optuna.trial.TrialState.PRUNED
+        study.tell(trial, None if pruned else accuracy, pruned)
         print(f"rate {rate:.4f}: accuracy {accuracy:.4f} after {len(curves[-1])} epochs", flush=True)
 print(f"accuracy of the best trial on its held-out rows: {study.best_value:.4f}")

@@ -87,4 +87,5 @@ def test_a_training_in_an_object_store_is_that_on_local_files(on_ranks, variable
     checkpoint += [f"rank-{rank:05d}.{kind}" for rank in range(2) for kind in ("json", "npz")]
     wanted = {"rows/jobs/mine", "rows/history.json", "rows/timelines/first.json"}
     wanted.update(f"rows/run/00000002/{name}" for name in checkpoint)
+    wanted.add("rows/run/owner.json")
     assert content("s3://rows") - {"rows/refused/mine"} == wanted
