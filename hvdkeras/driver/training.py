@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from hvdkeras.algorithm import Algorithm, Mode
@@ -68,6 +69,18 @@ class Outcome:
     recipe: Recipe
 
 
+def _one_thread_prepares(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Lets one thread at a time do a training's work on the driver, but for `_others_prepare`."""
+
+    @wraps(work)
+    def locked(*args: Any, **kwargs: Any) -> Outcome:
+        with _preparing:
+            return work(*args, **kwargs)
+
+    return locked
+
+
+@_one_thread_prepares
 def train(
     configuration: Configuration,
     algorithm: Algorithm,
@@ -92,19 +105,6 @@ def train(
         ValueError: an argument, a column or the data does not fit; nothing was launched then.
         TrainingError: a rank failed.
     """
-    with _preparing:
-        return _train(configuration, algorithm, ensemble, num_workers, request, finish, on_message)
-
-
-def _train(
-    configuration: Configuration,
-    algorithm: Algorithm,
-    ensemble: EnsembleSpec | None,
-    num_workers: int,
-    request: Request,
-    finish: Callable[[Outcome], Any],
-    on_message: Callable[[int, Any], None],
-) -> Outcome:
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
     for data in (request.data, request.validation_data):
