@@ -6,11 +6,15 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: setup
 	python examples/demo.py
 
-# The Spark tests run a second time on Spark 4, where the machine has the Java for it. The loss of an executor is
-# left out there: it takes a minute, and looks at the launcher more than at Spark.
+# The Spark tests run a second time on Spark 4, where the machine has the Java for it. Minutes are saved there by what
+# does not look at Spark: the loss of an executor, MLflow, and examples that the newest combination runs.
+ON_SPARK_4 := --deselect tests/spark/test_executor_loss.py --deselect tests/spark/test_mlflow_example.py \
+	--deselect tests/spark/test_workflow.py::test_script \
+	--deselect tests/spark/test_workflow.py::test_notebook_draws_the_training_curves
+
 test: setup
 	python -m pytest -m "not (chaos and slow)"
-	launch/with_spark.sh 4.1.4 python -m pytest tests/spark --deselect tests/spark/test_executor_loss.py
+	launch/with_spark.sh 4.1.4 python -m pytest tests/spark $(ON_SPARK_4)
 
 # What `make test` leaves out of it are the tests that break Spark or the network, or repeat: half an hour.
 chaos: setup
