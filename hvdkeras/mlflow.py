@@ -149,12 +149,13 @@ class _Run(driver.TrainingRun):
     def on_message(self, rank: int, message: Any) -> None:
         self._messages.put((rank, message, time.time()))
 
-    def finish(self, history: History, models: list[Any]) -> None:
+    def finish(self, history: History, models: Callable[[], list[Any]]) -> None:
         self.close()
         self._try("the metrics", self._log_rest, history)
         self._try("the history", self._log_history, history)
-        for number, model in enumerate(models if self._log_models else []):
-            name = f"model_{number}" if len(models) > 1 else "model"
+        made = models() if self._log_models else []
+        for number, model in enumerate(made):
+            name = f"model_{number}" if len(made) > 1 else "model"
             self._try(f"the {name}", _log_model, model, name)
 
     def close(self) -> None:

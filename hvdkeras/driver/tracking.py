@@ -19,8 +19,8 @@ class TrainingRun:
     def on_message(self, rank: int, message: Any) -> None:
         """Takes an `Advance` of a rank, an `Evaluation`, or another message, on any thread; does not wait."""
 
-    def finish(self, history: History, models: list[Any]) -> None:
-        """Takes the result of a training that succeeded: its history, and the trained Keras models."""
+    def finish(self, history: History, models: Callable[[], list[Any]]) -> None:
+        """Takes the result of a training that succeeded: its history, and what makes its Keras models."""
 
 
 Tracker = Callable[[Configuration, EnsembleSpec | None, int, Request], AbstractContextManager[TrainingRun]]

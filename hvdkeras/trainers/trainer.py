@@ -230,7 +230,7 @@ class Trainer(HistoryQuestions, Configuration, TunableEstimator, Algorithm):
                 self, self.algorithm(), self.ensemble, num_workers, request, finish, run.on_message
             )
             self.history = outcome.history
-            run.finish(outcome.history, schema.as_list(self.result(outcome)))
+            run.finish(outcome.history, lambda: schema.as_list(self.result(outcome)))
         return finish(outcome)
 
 

@@ -66,7 +66,7 @@ def test_a_run_holds_what_is_known_of_a_training(store, tmp_path):
             run.on_message(rank, Advance(0, 10, {}))
             run.on_message(rank, Advance(10, 10, {"loss": loss}))
         run.on_message(0, Evaluation(2.2, 9.0, {"val_loss": 3.0, "val_f1": [0.5, 0.25]}))
-        run.finish(two_epochs(), [one.keras_model])
+        run.finish(two_epochs(), lambda: [one.keras_model])
     [run_id] = runs
     found = mlflow.get_run(run_id)
     assert found.info.status == "FINISHED"
@@ -122,7 +122,7 @@ def test_runs_of_several_threads_are_children_and_failures_are_told(store):
 def test_a_store_that_fails_costs_no_model(store, caplog):
     with tracking(), tracked(trainer(), None, 2, REQUEST) as run:
         run.on_message(0, Evaluation(1.0, 1.0, {"not a name?!": math.pi}))
-        run.finish(two_epochs(), [])
+        run.finish(two_epochs(), list)
     assert "MLflow did not take the metrics while the training runs" in caplog.text
 
 
