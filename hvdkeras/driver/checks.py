@@ -15,6 +15,7 @@ from hvdkeras.data import sources
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
 from hvdkeras.models import schema
+from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.optimizers import check_accumulation
 from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.structure import structural_differences, structure
@@ -171,16 +172,38 @@ def check_checkpoints(url: str, algorithm: str, model: bytes, resume: bool) -> N
 
 def check_window(algorithm: Algorithm, steps: int) -> None:
     """Warns where the communication window is longer than an epoch of `steps` batches."""
-    job = environment.job()
-    warns_here = job is None or job.rank == 0
     window = algorithm.communication_window or 0
-    if algorithm.mode is not Mode.INDEPENDENT and warns_here and window > steps:
+    if algorithm.mode is not Mode.INDEPENDENT and _warns_here() and window > steps:
         logger.warning(
             "communication_window should be at most the %d batches of an epoch: a window ends with its "
             "epoch. Received: %d",
             steps,
             window,
         )
+
+
+def check_compilation(model: Any, algorithm: Algorithm, sparse: bool) -> None:
+    """Warns where a model that is compiled with `jit_compile=True` will train without XLA.
+
+    Args:
+        model: the user's model.
+        algorithm: what trains it.
+        sparse: whether the model takes sparse tensors.
+    """
+    if sparse:
+        reason = "XLA has no sparse tensors"
+    elif algorithm.mode is Mode.GRADIENTS:
+        reason = f"{type(algorithm).__name__} sums gradients by MPI, which XLA can't call"
+    else:
+        return
+    if compiled_with(model).get("jit_compile") and _warns_here():
+        logger.warning("keras_model trains without XLA: %s. Received: jit_compile=True", reason)
+
+
+def _warns_here() -> bool:
+    """Whether this process is the driver, or rank 0 of a running job."""
+    job = environment.job()
+    return job is None or job.rank == 0
 
 
 def _newest_manifest(folder: CheckpointFolder) -> dict[str, Any] | None:

@@ -134,6 +134,7 @@ def train(
         check_batches(configuration, recipe, *_dealt(num_workers, ensemble, rows, split, validation))
         checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
         data = _data_spec(configuration, shards, split, validation, request.shuffle)
+        checks.check_compilation(configuration.keras_model, algorithm, bool(data.batch.sparse))
         local.once(try_out, recipe, data, algorithm.mode is Mode.GRADIENTS)
         spec = TrainingSpec(
             algorithm=algorithm,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hvdkeras
-from hvdkeras.driver.checks import check_window
+from hvdkeras.driver.checks import check_compilation, check_window
 
 DATA = {"features": np.zeros((8, 3), np.float32), "label": np.zeros(8, np.float32)}
 
@@ -72,6 +72,22 @@ def test_a_window_longer_than_an_epoch_is_warned_of(caplog):
     assert caplog.text == ""
     check_window(trainer, steps=4)
     assert "at most the 4 batches of an epoch" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled", "sparse", "warned"),
+    [
+        (hvdkeras.SynchronousSGD, {"jit_compile": True}, False, "SynchronousSGD sums gradients by MPI"),
+        (hvdkeras.EASGD, {"jit_compile": True}, True, "XLA has no sparse tensors"),
+        (hvdkeras.EASGD, {"jit_compile": True}, False, None),
+        (hvdkeras.SynchronousSGD, {}, True, None),
+    ],
+)
+def test_a_training_without_the_xla_that_was_asked_for_is_warned_of(caplog, kind, compiled, sparse, warned):
+    compiled_model = model(loss="mse", **compiled)
+    check_compilation(compiled_model, kind(compiled_model), sparse)
+    assert bool(caplog.records) == bool(warned)
+    assert (warned or "") in caplog.text
 
 
 def test_momentum_workers_take_no_other_optimizer():
