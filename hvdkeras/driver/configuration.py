@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from hvdkeras.arguments import (
     Declared,
     argument,
@@ -18,12 +16,10 @@ from hvdkeras.arguments import (
     optional,
     path,
     positive,
-    unknown_name,
     whole,
 )
 from hvdkeras.data.decoding import Decoder
-from hvdkeras.driver.callbacks import check_callback
-from hvdkeras.launch.options import checked
+from hvdkeras.driver import argument_checks
 from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.labels import losses_of
@@ -33,87 +29,6 @@ from hvdkeras.models.targets import Targets, complete_losses, targets
 from hvdkeras.naming import listed, shown
 
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
-
-
-def _keras_callbacks(name: str, value: Any) -> list[Any]:
-    import keras
-
-    if value is not None and not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a list of Keras callbacks. Received: {shown(value)}")
-    for callback in value or ():
-        if not isinstance(callback, keras.callbacks.Callback):
-            raise ValueError(f"{name} must hold Keras callbacks. Received: {shown(callback)}")
-        check_callback(name, callback)
-    return list(value or ())
-
-
-def _targets(name: str, value: Any) -> dict[str, float]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of numbers by metric. Received: {shown(value)}")
-    for metric, target in (value or {}).items():
-        if isinstance(target, bool) or not isinstance(target, int | float) or not isinstance(metric, str):
-            raise ValueError(f"{name} must map metrics to numbers. Received: {metric!r}: {target!r}")
-    return dict(value or {})
-
-
-def _names(value: Any) -> list[Any]:
-    return list(value.values() if isinstance(value, Mapping) else schema.as_list(value))
-
-
-def _columns(name: str, value: Any) -> schema.Names:
-    names = _names(value)
-    if not names or not all(isinstance(each, str) and each for each in names):
-        raise ValueError(
-            f"{name} must be a column's name, a list of them, or a dict. Received: {shown(value)}"
-        )
-    return value
-
-
-def _column(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a column's name. Received: {shown(value)}")
-    return value
-
-
-def _column_names(name: str, value: Any) -> list[str]:
-    names = schema.as_list(value or [])
-    if not all(isinstance(each, str) and each for each in names):
-        raise ValueError(f"{name} must be a column's name or a list of them. Received: {shown(value)}")
-    return names
-
-
-def _padding(name: str, value: Any) -> dict[str, float]:
-    padding = dict_by_name(name, value)
-    for column, number in padding.items():
-        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
-            raise ValueError(f"{name} must map columns to numbers. Received: {column!r}: {shown(number)}")
-    return padding
-
-
-def _label_columns(name: str, value: Any) -> schema.Names:
-    # Outputs without a column have None.
-    _columns(name, [each for each in _names(value) if each is not None] or value)
-    return value
-
-
-def _class_weight(name: str, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of class numbers and weights. Received: {shown(value)}")
-    return value
-
-
-def _decoders(name: str, value: Any) -> Any:
-    return value or {}  # checked together with the columns
-
-
-def _launch_options(name: str, value: Any) -> dict[str, Any]:
-    options = dict_by_name(name, value)
-    own = ("start_timeout", "env", "mpi_args")  # the others are arguments of the trainer or ours
-    for option in options:
-        if option not in own:
-            raise ValueError(unknown_name(f"{name} has no option", option, own))
-    checked(options)
-    return options
 
 
 class Configuration(Declared):
@@ -235,27 +150,27 @@ class Configuration(Declared):
     num_workers: int | None = argument(None, optional(positive(int)))
     batch_size: int = argument(32, positive(int))
     num_epoch: int = argument(1, positive(int))
-    features_col: schema.Names = argument("features", _columns)
-    label_col: schema.Names | None = argument("label", optional(_label_columns))
-    sample_weight_col: schema.Names | None = argument(None, optional(_label_columns))
-    class_weight: Mapping[int, float] | None = argument(None, optional(_class_weight))
-    decode: Mapping[str, Decoder] | None = argument(None, _decoders)
-    padding: Mapping[str, float] | None = argument(None, _padding)
-    nan_cols: str | Sequence[str] | None = argument(None, _column_names)
-    output_col: str | Sequence[str] = argument("prediction", _columns)
-    prediction_col: str | None = argument(None, optional(_column))
-    probability_col: str | None = argument(None, optional(_column))
-    raw_prediction_col: str | None = argument(None, optional(_column))
+    features_col: schema.Names = argument("features", argument_checks.columns)
+    label_col: schema.Names | None = argument("label", optional(argument_checks.label_columns))
+    sample_weight_col: schema.Names | None = argument(None, optional(argument_checks.label_columns))
+    class_weight: Mapping[int, float] | None = argument(None, optional(argument_checks.class_weight))
+    decode: Mapping[str, Decoder] | None = argument(None, argument_checks.decoders)
+    padding: Mapping[str, float] | None = argument(None, argument_checks.padding)
+    nan_cols: str | Sequence[str] | None = argument(None, argument_checks.column_names)
+    output_col: str | Sequence[str] = argument("prediction", argument_checks.columns)
+    prediction_col: str | None = argument(None, optional(argument_checks.column))
+    probability_col: str | None = argument(None, optional(argument_checks.column))
+    raw_prediction_col: str | None = argument(None, optional(argument_checks.column))
     from_logits: bool | None = argument(None, optional(flag))
     learning_rate: float = argument(0.01, positive(float))
     shuffle: bool = argument(False, flag)
     seed: int = argument(0, whole)
     validation_split: float | None = argument(None, optional(fraction()))
-    validation_indicator_col: str | None = argument(None, optional(_column))
-    callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
-    center_callbacks: Sequence[Any] | None = argument(None, _keras_callbacks)
+    validation_indicator_col: str | None = argument(None, optional(argument_checks.column))
+    callbacks: Sequence[Any] | None = argument(None, argument_checks.keras_callbacks)
+    center_callbacks: Sequence[Any] | None = argument(None, argument_checks.keras_callbacks)
     center_window: int | None = argument(None, optional(positive(int)))
-    stop_at: Mapping[str, float] | None = argument(None, _targets)
+    stop_at: Mapping[str, float] | None = argument(None, argument_checks.metric_targets)
     checkpoint: str | os.PathLike | None = argument(None, optional(path))
     resume: bool = argument(False, flag)
     checkpoint_minutes: float | None = argument(None, optional(positive(float)))
@@ -268,7 +183,7 @@ class Configuration(Declared):
     timeout: float = argument(600.0, positive(float))
     verbose: int = argument(1, one_of(0, 1, 2))
     timeline: str | os.PathLike | None = argument(None, optional(path))
-    launch_options: Mapping[str, Any] | None = argument(None, _launch_options)
+    launch_options: Mapping[str, Any] | None = argument(None, argument_checks.launch_options)
 
     uses_compiled_optimizer = True
     """Whether the optimizer of a compiled model is used where `worker_optimizer` is not given."""
@@ -351,14 +266,14 @@ class Configuration(Declared):
 
     def _names_of_columns(self) -> list[str]:
         """The columns of the model's inputs and of labels."""
-        features = _names(self.features_col)
+        features = argument_checks.names_of(self.features_col)
         if has_inputs(self.keras_model):
             features = [
                 column.name
                 for column in schema.feature_columns(self.keras_model, self.features_col)
                 if not column.stacked
             ]
-        return [*features, *filter(None, _names(self.label_col))]
+        return [*features, *filter(None, argument_checks.names_of(self.label_col))]
 
     def _take_what_the_model_is_compiled_with(self) -> None:
         compiled = compiled_with(self.keras_model)
