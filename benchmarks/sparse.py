@@ -1,11 +1,13 @@
 """What does a step cost when it touches few rows of a large embedding?
 
     python benchmarks/sparse.py
+    python benchmarks/sparse.py --trainer DOWNPOUR --communication-window 16
 
 An embedding of 1,000,000 x 32, of which a batch of a rank touches 128 rows. The limit is plain `model.fit` in
 one process, with the same batch, one TensorFlow thread and `steps_per_execution`. Each repetition measures
-the limit and `SynchronousSGD` on two ranks one after the other; the table has the medians of the
-repetitions' seconds a step and of their ratios. The first epoch of every run is left out: it compiles.
+the limit and the trainer on two ranks one after the other; the table has the medians of the repetitions'
+seconds a step and of their ratios. The first epoch of every run is left out: it compiles, and its first
+exchange has all rows.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import numpy as np
 
 import hvdkeras
 
-BATCH_SIZE, STEPS, EPOCHS, AIM = 128, 50, 4, 1.3
+BATCH_SIZE, STEPS, EPOCHS, AIM = 128, 96, 4, 1.3
 
 
 def data(rows: int, words: int) -> dict[str, np.ndarray]:
@@ -33,7 +35,7 @@ def embedding(words: int):
     return keras.Sequential([keras.Input((1,), dtype="int32"), *layers])
 
 
-def plain(results, words: int) -> None:
+def plain(results, words: int, window: int) -> None:
     from hvdkeras.launch import gpu
 
     gpu.limit_threads(1, threads=1)
@@ -49,7 +51,7 @@ def plain(results, words: int) -> None:
             seconds.append(time.perf_counter() - self.begun)
 
     model, rows = embedding(words), data(BATCH_SIZE * STEPS, words)
-    model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=STEPS)
+    model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=window)
     model.fit(
         rows["features"],
         rows["label"],
@@ -61,23 +63,26 @@ def plain(results, words: int) -> None:
     results.put(statistics.median(seconds[1:]) / STEPS)
 
 
-def limit(words: int) -> float:
+def limit(words: int, window: int) -> float:
     """Seconds of a step of one process."""
     context = get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=plain, args=(results, words))
+    process = context.Process(target=plain, args=(results, words, window))
     process.start()
     seconds = results.get(timeout=600)
     process.join(60)
     return seconds
 
 
-def trained(words: int) -> tuple[float, float]:
+def trained(words: int, name: str, window: int) -> tuple[float, float]:
     """Seconds of a step of two ranks, and those of the exchange in it."""
-    trainer = hvdkeras.SynchronousSGD(
+    windows = {} if name == "SynchronousSGD" else {"communication_window": window}
+    trainer = getattr(hvdkeras, name)(
         embedding(words),
         loss="mse",
+        worker_optimizer="sgd",
         learning_rate=0.01,
+        **windows,
         batch_size=BATCH_SIZE,
         num_epoch=EPOCHS,
         num_workers=2,
@@ -95,11 +100,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--words", type=int, default=1_000_000, help="rows of the embedding")
+    parser.add_argument("--trainer", default="SynchronousSGD", help="a class of hvdkeras")
+    parser.add_argument("--communication-window", type=int, default=16, help="steps of one call")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     print(f"{'milliseconds a step':>20} {'plain':>8} {'two ranks':>10} {'exchange':>9}  ratio (aim)")
-    runs = [(limit(options.words), *trained(options.words)) for _ in range(options.repetitions)]
+    words, window = options.words, options.communication_window
+    runs = [
+        (limit(words, window), *trained(words, options.trainer, window)) for _ in range(options.repetitions)
+    ]
     one, two, exchange = (1000 * statistics.median(values) for values in zip(*runs, strict=True))
     ratio = statistics.median(run[1] / run[0] for run in runs)
     print(f"{'':20} {one:8.2f} {two:10.2f} {exchange:9.2f}  {ratio:.2f} ({AIM} at most)")

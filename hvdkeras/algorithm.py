@@ -131,6 +131,13 @@ class Algorithm:
     """How many vectors of the weights' size lie beside an asynchronous center, for the rule's own use. They
     start with zeros."""
 
+    settles: bool = False
+    """Whether an exchange leaves each weight at rest: until this rank or another one changes the weight, a
+    further exchange changes nothing, neither the weight nor the center, its slots or the state. Then an
+    asynchronous exchange leaves out the rows of large embeddings that are at rest, and the vectors of
+    `exchange` have the other weights only. False, the default, is right for every algorithm. A subclass does
+    not inherit it, because its rule may be another one."""
+
     @property
     def gradient_averaging(self) -> GradientAveraging:
         """How gradients are averaged, where the mode is `Mode.GRADIENTS`."""
@@ -169,6 +176,11 @@ class Algorithm:
 
         It is called on the driver, before anything is launched.
         """
+
+
+def settles(algorithm: Algorithm) -> bool:
+    """Returns whether the algorithm's own class says that its exchange settles."""
+    return bool(vars(type(algorithm)).get("settles", False))
 
 
 def check_contract(algorithm: Algorithm) -> None:

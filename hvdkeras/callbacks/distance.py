@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import keras
-import numpy as np
 
 from hvdkeras.callbacks.position import Position
 from hvdkeras.history.records import RankHistory
-from hvdkeras.models.vector import FlatWeights
 
 
 class Distance(keras.callbacks.Callback):
@@ -20,23 +18,20 @@ class Distance(keras.callbacks.Callback):
 
     Args:
         history: where the distance is appended.
-        center: the center variable.
-        weights: the rank's trainable weights.
+        measure: returns the distance.
         position: how far the rank is.
     """
 
-    def __init__(self, history: RankHistory, center: Any, weights: FlatWeights, position: Position) -> None:
+    def __init__(self, history: RankHistory, measure: Callable[[], float], position: Position) -> None:
         super().__init__()
-        self._history, self._center, self._weights, self._position = history, center, weights, position
+        self._history, self._measure, self._position = history, measure, position
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._distance = math.nan  # recorded where the epoch ends before its last window
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self._position.epoch_ends:
-            # Not by a pull, which would reset the staleness of the exchange that follows.
-            center = self._center.contents().center
-            self._distance = float(np.linalg.norm(self._weights.read() - center))
+            self._distance = self._measure()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._history.distance.append(self._distance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 
 from hvdkeras.algorithm import Algorithm, Center, State
 from hvdkeras.callbacks.position import Position
@@ -35,3 +36,8 @@ class Exchange(keras.callbacks.Callback):
             self._weights.read(), self._center, self.state, self._position.window_steps
         )
         self._weights.write(local)
+
+    def distance(self) -> float:
+        """Returns how far the rank's weights are from the center."""
+        # Not by a pull, which would reset the staleness of the exchange that follows.
+        return float(np.linalg.norm(self._weights.read() - self._center.contents().center))

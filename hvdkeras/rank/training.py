@@ -11,16 +11,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdkeras.algorithm import Mode
+from hvdkeras.algorithm import Mode, settles
 from hvdkeras.callbacks.distance import Distance
 from hvdkeras.callbacks.events import Events
 from hvdkeras.callbacks.exchange import Exchange
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.callbacks.progress import ProgressSender
 from hvdkeras.callbacks.recording import HistoryRecorder
+from hvdkeras.callbacks.row_exchange import RowExchange
 from hvdkeras.callbacks.trained_weights import TrainedWeights
+from hvdkeras.center.chunks import on_one_host
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.replicated import ReplicatedCenter
+from hvdkeras.center.tables import TableCenter
 from hvdkeras.center.window import WindowCenter
 from hvdkeras.checkpoint.folder import CheckpointFolder, WrittenFile
 from hvdkeras.coordination.evaluation import CenterModel
@@ -31,6 +34,8 @@ from hvdkeras.launch import rank
 from hvdkeras.models import schema
 from hvdkeras.models.optimizers import uses_moving_average
 from hvdkeras.models.rest import Rest
+from hvdkeras.models.tables import tables_of
+from hvdkeras.models.touched import RowWeights
 from hvdkeras.mpi.collectives import broadcast, mean
 from hvdkeras.rank import gradients, resuming
 from hvdkeras.rank.agreement import check_agreement
@@ -75,7 +80,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     folder = _checkpoint_folder(spec, place)
     order = data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
-    with _center(spec, place, start.center or _own_contents(replica)) as center:
+    with _center(spec, place, replica, start.center or _own_contents(replica)) as center:
         exchange = _exchange(spec, replica, center, start)
         counted = center or sums
         recorder = HistoryRecorder(
@@ -98,7 +103,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
             oversight = Oversight(spec, place, replica, center_model, contents)
             facts = {"algorithm": type(spec.algorithm).__name__, "order": order}
             callbacks = oversight.callbacks(callbacks, folder, save, start, facts)
-        measures = _measures(spec, replica, center, exchange, counted)
+        measures = _measures(spec, replica, exchange, counted)
         is_over = bool(start.manifest.get("stopped"))
         final = _fit(spec, replica, rows, [*measures, recorder, *callbacks], is_over)
         weights, statistics = _result(spec, place, replica, center, oversight, final)
@@ -149,7 +154,7 @@ def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | N
 
 
 @contextlib.contextmanager
-def _center(spec: TrainingSpec, place: Place, first: Contents) -> Iterator[Any]:
+def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents) -> Iterator[Any]:
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
     algorithm, comm = spec.algorithm, place.comm
     if algorithm.mode is Mode.SYNCHRONOUS:
@@ -157,7 +162,11 @@ def _center(spec: TrainingSpec, place: Place, first: Contents) -> Iterator[Any]:
     elif algorithm.mode is Mode.ASYNCHRONOUS:
         slots = first.slots if len(first.slots) else algorithm.center_slots
         with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
-            center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
+            layout = tables_of(replica.model)
+            if layout.tables and settles(algorithm) and on_one_host(comm):
+                center = TableCenter(comm, first.center, layout, slots, timeout=spec.timeout)
+            else:
+                center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
     else:
         yield None
         return
@@ -176,17 +185,18 @@ def _exchange(spec: TrainingSpec, replica: Replica, center: Any, start: resuming
     if center is None:
         return None
     state = spec.algorithm.begin(center.pull()) if start.rule_state is None else start.rule_state
+    if isinstance(center, TableCenter):
+        weights = RowWeights(replica.model.trainable_variables, replica.weights, center.layout)
+        return RowExchange(spec.algorithm, center, weights, replica.position, state)
     return Exchange(spec.algorithm, center, replica.weights, replica.position, state)
 
 
-def _measures(
-    spec: TrainingSpec, replica: Replica, center: Any, exchange: Exchange | None, counted: Any
-) -> list[Any]:
+def _measures(spec: TrainingSpec, replica: Replica, exchange: Exchange | None, counted: Any) -> list[Any]:
     """The exchange, between the callbacks that measure around it, in the order in which they must run."""
     position, history = replica.position, replica.history
     callbacks: list[Any] = []
     if exchange is not None:
-        callbacks += [Distance(history, center, replica.weights, position), exchange]
+        callbacks += [Distance(history, exchange.distance, position), exchange]
     if spec.oversight.keeps_events:
         callbacks.append(Events(history, counted))
     if spec.oversight.verbose:

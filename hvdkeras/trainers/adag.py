@@ -50,6 +50,7 @@ class ADAG(DOWNPOUR):
         [Accumulated Gradient Normalization](https://arxiv.org/abs/1710.02368), 2017.
     """
 
+    settles = True
     longest_stable_window = math.inf
 
     communication_window: int = argument(12, positive(int))

@@ -89,6 +89,7 @@ class DOWNPOUR(Trainer):
     """
 
     mode = Mode.ASYNCHRONOUS
+    settles = True
 
     communication_window: int = argument(5, positive(int))
 
@@ -137,6 +138,7 @@ class AdaptiveDOWNPOUR(DOWNPOUR):
     """
 
     center_slots = 1
+    settles = True
     longest_stable_window = math.inf
 
     server_learning_rate: float = argument(0.01, positive(float))

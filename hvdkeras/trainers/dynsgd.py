@@ -45,6 +45,7 @@ class DynSGD(DOWNPOUR):
         https://doi.org/10.1145/3035918.3035933), 2017.
     """
 
+    settles = True
     longest_stable_window = math.inf
 
     def rule(self, center: Center, steps: int) -> Rule:
