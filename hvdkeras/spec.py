@@ -45,6 +45,19 @@ class DataSpec:
         """Whether there are rows to evaluate the center on."""
         return self.validation is not None or self.split is not None
 
+    def order(self, communication_window: int | None) -> dict[str, Any]:
+        """Returns what decides which rows make up which batch.
+
+        With another order an epoch can't be resumed in its middle.
+        """
+        return {
+            "rows": self.shards.rows if self.split is None else self.split.training_rows,
+            "batch_size": self.batch_size,
+            "communication_window": communication_window,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
 
 @dataclass(frozen=True)
 class OversightSpec:

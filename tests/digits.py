@@ -68,7 +68,9 @@ def train_all(algorithms: list[str], size: int) -> dict[str, tuple[float, list[i
     return results
 
 
-def train_on_spark(session, algorithms: list[str], num_workers: int, store: str) -> dict[str, tuple]:
+def train_on_spark(
+    session, algorithms: list[str], num_workers: int, store: str, num_epoch: int = LEARN["num_epoch"]
+) -> dict[str, tuple]:
     """Trains from a DataFrame of a session: accuracy, hosts and rows of each epoch, for each algorithm."""
     learn, held_out = data()
     rows = [(f.tolist(), int(label)) for f, label in zip(learn["features"], learn["label"], strict=True)]
@@ -76,7 +78,7 @@ def train_on_spark(session, algorithms: list[str], num_workers: int, store: str)
     results = {}
     for algorithm in algorithms:
         used = trainer(algorithm, num_workers)
-        used.store = store
+        used.store, used.num_epoch = store, num_epoch
         value = accuracy(used.train(frame), held_out)
         results[algorithm] = value, [rank.host for rank in used.history.ranks], used.history.rows_seen()
     return results

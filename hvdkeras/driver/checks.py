@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.algorithm import Algorithm, Mode
-from hvdkeras.checkpoint.folder import CheckpointFolder, LaterVersionError
-from hvdkeras.checkpoint.ownership import living_owner
 from hvdkeras.data import sources
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.launch import environment
@@ -18,7 +16,6 @@ from hvdkeras.models import schema
 from hvdkeras.models.compiled import compiled_with
 from hvdkeras.models.optimizers import check_accumulation
 from hvdkeras.models.recipe import Recipe
-from hvdkeras.models.structure import structural_differences, structure
 
 logger = logging.getLogger("hvdkeras")
 
@@ -126,50 +123,6 @@ def _warn_of_rate(own: float | None, learning_rate: float) -> None:
         )
 
 
-def check_checkpoints(url: str, algorithm: str, model: bytes, resume: bool) -> None:
-    """Makes the folder of checkpoints, and checks that a training may use it.
-
-    Args:
-        url: local folder or URL.
-        algorithm: the name of the training's algorithm.
-        model: the training's model as a `.keras` file.
-        resume: whether the training is to resume from what is there.
-
-    Raises:
-        ValueError: the folder can't be written, another training writes into it, or it holds checkpoints that
-            are not to be resumed, or those of another algorithm or model.
-    """
-    folder = CheckpointFolder(url)
-    folder.make()
-    for each in (folder, folder.subfolder("model-000")):
-        if (process := living_owner(each.url)) is not None:
-            raise ValueError(
-                "checkpoint must be a folder that no other training writes into. "
-                f"Received: {folder.url!r}, into which process {process} of this machine does"
-            )
-    manifest = _newest_manifest(folder)
-    if manifest is None:
-        return
-    found = manifest["algorithm"]
-    if not resume:
-        raise ValueError(
-            "checkpoint must be a folder without checkpoints, unless resume=True. "
-            f"Received: {folder.url!r}, which holds one of {found}"
-        )
-    if found != algorithm:
-        raise ValueError(
-            f"checkpoint must be one of the same algorithm to resume from, {algorithm}. "
-            f"Received: {folder.url!r}, of {found}"
-        )
-    differences = list(structural_differences(structure(model), manifest["model"]))
-    if differences:
-        raise ValueError(
-            f"keras_model must be the model of the checkpoint that it resumes from, in {folder.url!r}. "
-            f"Received: one of which {'; '.join(differences[:5])}"
-            + (f"; and {len(differences) - 5} more differences" if len(differences) > 5 else "")
-        )
-
-
 def check_window(algorithm: Algorithm, steps: int) -> None:
     """Warns where the communication window is longer than an epoch of `steps` batches."""
     window = algorithm.communication_window or 0
@@ -204,17 +157,3 @@ def _warns_here() -> bool:
     """Whether this process is the driver, or rank 0 of a running job."""
     job = environment.job()
     return job is None or job.rank == 0
-
-
-def _newest_manifest(folder: CheckpointFolder) -> dict[str, Any] | None:
-    """The manifest of a complete checkpoint in the folder, or of an ensemble's first member; or None."""
-    for each in (folder, folder.subfolder("model-000")):
-        for number in reversed(each.numbers()):
-            if each.is_complete(number):
-                try:
-                    return each.manifest(number)
-                except LaterVersionError:
-                    raise
-                except (OSError, ValueError):
-                    continue  # damaged; an older one may be intact
-    return None

@@ -111,8 +111,9 @@ class Configuration(Declared):
             synchronous training then reaches the weights that it would have reached without the
             interruption, given the same rows in the same order. An asynchronous one loses no rows; those
             between its last checkpoint and its end are trained on again. With another number of ranks
-            the epoch under way begins anew, from the center and the mean of the optimizers' states. The
-            state of callbacks is not in a checkpoint.
+            or another order of the rows the epoch under way begins anew, from the center and the mean of the
+            optimizers' states. Another optimizer or learning rate is refused. The state of callbacks is
+            not in a checkpoint.
         checkpoint_minutes: minutes between two checkpoints. Default: one with each evaluation of the center.
         checkpoints_kept: how many checkpoints remain; older ones are deleted. The default, 3, leaves two
             where the newest holds a model that has diverged.

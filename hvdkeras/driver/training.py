@@ -17,6 +17,7 @@ from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import MarkedSplit, Split
 from hvdkeras.driver import checks, layout
 from hvdkeras.driver.callbacks import Divided, check_monitors, divided
+from hvdkeras.driver.checkpoints import check_checkpoints, warn_of_changes
 from hvdkeras.driver.configuration import Configuration
 from hvdkeras.driver.inputs import build_from_data, check_batches, take_batch_size
 from hvdkeras.driver.launching import launch
@@ -26,6 +27,7 @@ from hvdkeras.launch import local
 from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.models import targets, vector
 from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.structure import structures
 from hvdkeras.rank.worker import Result
 from hvdkeras.spec import CheckpointSpec, DataSpec, EnsembleSpec, OversightSpec, TrainingSpec
 
@@ -121,7 +123,8 @@ def train(
         finish(Outcome(models, History([], 0.0, 0), recipe))
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
-        local.once(checks.check_checkpoints, configuration.checkpoint, name, recipe.content, request.resume)
+        made_of = structures(recipe)
+        local.once(check_checkpoints, configuration.checkpoint, name, made_of, request.resume)
     if configuration.timeline is not None:
         local.once(timeline.check, configuration.timeline)
     with (
@@ -148,6 +151,10 @@ def train(
             threads=configuration.threads,
             timeout=configuration.timeout,
         )
+        if configuration.checkpoint is not None and request.resume:
+            order = data.order(algorithm.communication_window)
+            size = None if ensemble else num_workers
+            local.once(warn_of_changes, configuration.checkpoint, order, size, configuration.num_epoch)
         on_spark = sources.has_executors(request.data)
         with _others_prepare():
             results, restarts = launch(configuration, spec, on_spark, request.ranks, on_message)

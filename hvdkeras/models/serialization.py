@@ -151,6 +151,19 @@ def unpack(value: Any, custom_objects: Mapping[str, Any]) -> Any:
     return value
 
 
+def described(packed: Any) -> Any:
+    """Returns what `pack` returned as plain data that is the same in every process."""
+    if isinstance(packed, Mapping):
+        return {str(name): described(item) for name, item in packed.items()}
+    if isinstance(packed, list | tuple):
+        return [described(item) for item in packed]
+    if isinstance(packed, _PackedObject):
+        return described(packed.config)
+    if packed is None or isinstance(packed, str | bool | int | float):
+        return packed
+    return getattr(packed, "__name__", type(packed).__name__)
+
+
 def own_objects(value: Any) -> dict[str, Any]:
     """Returns by name the user's own classes and functions of which an object, and what it holds, is made.
 

@@ -1,11 +1,12 @@
-"""What a model is made of, without the names that Keras numbers anew in every process."""
+"""What a model and its training are made of, without the names that Keras numbers anew in every process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from hvdkeras.models.serialization import architecture, texts_of
+from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.serialization import architecture, described, texts_of
 
 # Numbers of objects, and shapes that follow from the rest.
 _IGNORED = ("name", "shared_object_id", "build_config", "compile_config")
@@ -18,6 +19,17 @@ def structure(content: bytes) -> Any:
     for name in texts_of(config, "name"):
         numbers.setdefault(name, f"layer {len(numbers)}")
     return _numbered(config, numbers)
+
+
+def structures(recipe: Recipe) -> dict[str, Any]:
+    """Returns by argument what keeps variables in a training, so that another can't resume it."""
+    optimizers = [described(each.packed) for each in (recipe.optimizer, *recipe.others) if each is not None]
+    return {
+        "keras_model": structure(recipe.content),
+        "worker_optimizer": _numbered(optimizers[0] if len(optimizers) == 1 else optimizers, {}),
+        "metrics": _numbered(described(recipe.arguments.get("metrics")), {}),
+        "weighted_metrics": _numbered(described(recipe.arguments.get("weighted_metrics")), {}),
+    }
 
 
 def structural_differences(model: Any, other: Any, where: str = "model") -> Iterator[str]:

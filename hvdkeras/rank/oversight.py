@@ -24,7 +24,7 @@ from hvdkeras.coordination.participant import Participant
 from hvdkeras.coordination.stop_agreement import StopAgreement
 from hvdkeras.history.records import Evaluation
 from hvdkeras.models.optimizers import learning_rates, moving_averages
-from hvdkeras.models.structure import structure
+from hvdkeras.models.structure import structures
 from hvdkeras.models.vector import flat
 from hvdkeras.mpi.collectives import broadcast
 from hvdkeras.mpi.mailbox import Mailbox
@@ -149,8 +149,8 @@ class Oversight:
     def _made_coordinator(self, folder: CheckpointFolder | None, start: Start, facts: dict) -> Coordinator:
         checkpoint = self._spec.checkpoint
         if folder is not None:
-            model = structure(self._spec.recipe.content)
-            writer = CheckpointWriter(folder, checkpoint.kept, {**facts, "model": model})
+            facts = {**facts, "structures": structures(self._spec.recipe)}
+            writer = CheckpointWriter(folder, checkpoint.kept, facts)
             self._saver = CenterSaver(writer, self._center, self._contents)
         return Coordinator(
             self._place.comm.size,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hvdkeras.callbacks.feed import Feed
 from hvdkeras.data.decoding import DecodedRows
 from hvdkeras.data.rows import Rows
@@ -52,20 +50,6 @@ class RankData:
             return None
         rows = Rows(shards, comm.rank, sharing, data.batch_size, data.seed, False, self._held_out)
         return Feed(self._decoded(rows), data.batch)
-
-    def order(self, communication_window: int | None) -> dict[str, Any]:
-        """Returns what decides which rows make up which batch.
-
-        With another order an epoch can't be resumed in its middle.
-        """
-        data = self._data
-        return {
-            "rows": data.shards.rows if data.split is None else data.split.training_rows,
-            "batch_size": data.batch_size,
-            "communication_window": communication_window,
-            "seed": data.seed,
-            "shuffle": data.shuffle,
-        }
 
     def _decoded(self, rows: Rows) -> Rows | DecodedRows:
         decode = self._data.decode

@@ -78,7 +78,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     rows, steps = data.training, _window_steps(spec, data.training)
     replica, sums = _replica(spec, place, rows, history, steps)
     folder = _checkpoint_folder(spec, place)
-    order = data.order(spec.algorithm.communication_window)
+    order = spec.data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
     with _center(spec, place, replica, start.center or _own_contents(replica)) as center:
         exchange = _exchange(spec, replica, center, start)

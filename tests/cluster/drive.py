@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 
 def main(folder: Path, address: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # what test modules import
     fn, args = pickle.loads((folder / "call").read_bytes())
     builder = SparkSession.builder
     archive = folder / "environment.tar.gz"

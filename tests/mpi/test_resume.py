@@ -202,18 +202,29 @@ def test_a_finished_training_is_resumed_to_its_result_and_beyond(on_ranks, tmp_p
     on_ranks(2, finish_and_go_on, str(tmp_path))
 
 
-def go_on_with_another(folder: str) -> None:
-    arguments = {**ELASTIC, "worker_optimizer": "adam", "checkpoint": folder}
-    train("EASGD", num_epoch=10, **arguments)
-    used, trained = train("EASGD", resume=True, num_epoch=12, **{**arguments, "num_workers": 3})
-    _, held_out = digits.data()
-    assert used.history.rows_seen() == [1437] * 12
-    assert [len(rank.metrics["loss"]) for rank in used.history.ranks] == [12] * 3
-    assert digits.accuracy(trained, held_out) > 0.9
+def go_on_with_another(algorithm: str, folder: str, arguments: dict) -> None:
+    common = {**digits.FOUND, "checkpoint": folder, **arguments}
+    learn, held_out = digits.data()
+    fewer = {name: rows[:1000] for name, rows in learn.items()}
+    trainer = getattr(hvdkeras, algorithm)
+    trainer(model(), **common, num_workers=2, batch_size=16, num_epoch=5).train(learn)
+    used = trainer(model(), **common, num_workers=3, batch_size=32, num_epoch=7)
+    trained = used.train(fewer, resume=True)
+    assert used.history.rows_seen() == [1000] * 7  # each of the epochs before is counted as one of the new
+    assert [len(rank.metrics["loss"]) for rank in used.history.ranks] == [7] * 3
+    assert digits.accuracy(trained, held_out) > 0.85
 
 
-def test_another_number_of_workers_goes_on(on_ranks, tmp_path):
-    on_ranks(3, go_on_with_another, str(tmp_path))
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        ("EASGD", {**ELASTIC, "worker_optimizer": "adam"}),
+        pytest.param("DOWNPOUR", {"learning_rate": 0.1}, marks=pytest.mark.chaos),
+        pytest.param("SynchronousSGD", {"learning_rate": 0.1}, marks=pytest.mark.chaos),
+    ],
+)
+def test_other_rows_another_batch_size_and_number_of_workers_go_on(on_ranks, tmp_path, algorithm, arguments):
+    on_ranks(3, go_on_with_another, algorithm, str(tmp_path), arguments)
 
 
 def go_on_with_another_model(folder: str) -> None:
@@ -224,7 +235,7 @@ def go_on_with_another_model(folder: str) -> None:
     other.layers[0].activation = keras.activations.tanh
     learn, _ = digits.data()
     trainer = hvdkeras.SingleTrainer(other, **digits.FOUND, num_epoch=2, checkpoint=folder)
-    with pytest.raises(ValueError, match=r"model of the checkpoint .*activation is 'tanh' instead of 'relu'"):
+    with pytest.raises(ValueError, match=r"keras_model must be that .*activation is 'tanh' instead of"):
         trainer.train(learn, resume=True)
 
 

@@ -12,13 +12,20 @@ from hvdkeras.checkpoint.folder import CheckpointFolder
 from hvdkeras.checkpoint.ownership import NAME, Ownership
 from hvdkeras.checkpoint.rank_state import RankState
 from hvdkeras.checkpoint.writer import CheckpointWriter
-from hvdkeras.driver.checks import check_checkpoints
+from hvdkeras.driver.checkpoints import check_checkpoints, warn_of_changes
 from hvdkeras.history import RankHistory
-from hvdkeras.models.serialization import model_to_bytes
-from hvdkeras.models.structure import structure
+from hvdkeras.models.recipe import Recipe
+from hvdkeras.models.structure import structures
 
-MODEL = model_to_bytes(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
-FACTS = {"algorithm": "EASGD", "model": structure(MODEL)}
+
+def made_of(optimizer="sgd", learning_rate=None, **arguments):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    return structures(Recipe.of(model, optimizer, learning_rate, **{"loss": "mse", **arguments}))
+
+
+STRUCTURES = made_of()
+ORDER = {"rows": 100, "batch_size": 32, "communication_window": 4, "seed": 0, "shuffle": True}
+FACTS = {"algorithm": "EASGD", "structures": STRUCTURES, "order": ORDER, "num_workers": 2}
 
 
 def write(folder: CheckpointFolder, number: int, complete: bool) -> None:
@@ -35,19 +42,54 @@ def write(folder: CheckpointFolder, number: int, complete: bool) -> None:
 def test_only_complete_checkpoints_count(tmp_path):
     url = str(tmp_path / "run")
     folder = CheckpointFolder(url)
-    check_checkpoints(url, "EASGD", MODEL, resume=False)
+    check_checkpoints(url, "EASGD", STRUCTURES, resume=False)
     assert folder.newest_intact().number == 0
     write(folder, 1, complete=True)
     write(folder, 2, complete=False)
     assert folder.numbers() == [1, 2]
     assert folder.newest_intact().number == 1
-    check_checkpoints(url, "EASGD", MODEL, resume=True)
+    check_checkpoints(url, "EASGD", STRUCTURES, resume=True)
     with pytest.raises(ValueError, match="without checkpoints, unless resume=True. Received: .* of EASGD"):
-        check_checkpoints(url, "EASGD", MODEL, resume=False)
+        check_checkpoints(url, "EASGD", STRUCTURES, resume=False)
     with pytest.raises(ValueError, match="the same algorithm to resume from, ADAG. Received: .* of EASGD"):
-        check_checkpoints(url, "ADAG", MODEL, resume=True)
+        check_checkpoints(url, "ADAG", STRUCTURES, resume=True)
     assert folder.manifest(1)["epochs"] == 0.5
     np.testing.assert_array_equal(folder.read_arrays(1, "center.npz")["center"], [[1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("adam",), r"worker_optimizer must be .* worker_optimizer.class_name is 'Adam' instead of 'SGD'"),
+        ((keras.optimizers.SGD(momentum=0.9),), r"worker_optimizer.config.momentum is 0.9 instead of 0.0"),
+        (("sgd", 0.5), r"config.learning_rate is 0.5 instead of 0.00999.* model.keras in it to a new"),
+        (("sgd", None, ["mae"]), r"metrics must be .* one of which metrics is \['mae'\] instead of None"),
+        (("sgd", None, [keras.metrics.TopKCategoricalAccuracy(2)]), "metrics must be that of the checkpoint"),
+    ],
+)
+def test_what_an_optimizer_or_a_metric_keeps_fits_no_other(tmp_path, changed, message):
+    write(CheckpointFolder(str(tmp_path)), 1, complete=True)
+    optimizer, rate, metrics = (*changed, None, None)[:3]
+    with pytest.raises(ValueError, match=message):
+        check_checkpoints(str(tmp_path), "EASGD", made_of(optimizer, rate, metrics=metrics), resume=True)
+
+
+def test_a_loss_may_change_and_an_optimizer_may_have_another_name(tmp_path):
+    write(CheckpointFolder(str(tmp_path)), 1, complete=True)
+    again = made_of(keras.optimizers.SGD(name="another"), loss=keras.losses.Huber())
+    check_checkpoints(str(tmp_path), "EASGD", again, resume=True)
+
+
+def test_what_begins_an_epoch_anew_or_trains_nothing_is_a_warning(tmp_path, caplog):
+    url = str(tmp_path)
+    write(CheckpointFolder(url), 4, complete=True)
+    warn_of_changes(url, ORDER, 2, num_epoch=3)
+    assert caplog.text == ""
+    warn_of_changes(url, {**ORDER, "batch_size": 16, "rows": 90}, 3, num_epoch=1)
+    for text in ("batch_size is 16 instead of 32", "rows is 90 instead of 100", "num_workers is 3 instead"):
+        assert f"training.{text}" in caplog.text
+    assert "num_epoch should be more than the 2 epochs of the checkpoint" in caplog.text
+    assert "Received: 1" in caplog.text
 
 
 def empty(path):
@@ -79,7 +121,7 @@ def test_the_newest_intact_checkpoint_is_resumed_from(tmp_path, name, harm):
         assert len(point.skipped) == 1
         assert name in point.skipped[0]
         assert "checkpoint 3" in point.skipped[0]
-    check_checkpoints(str(tmp_path), "EASGD", MODEL, resume=True)
+    check_checkpoints(str(tmp_path), "EASGD", STRUCTURES, resume=True)
 
 
 def test_a_deleted_checkpoint_is_gone(tmp_path):
@@ -147,7 +189,7 @@ def test_a_state_of_something_else_is_refused(tmp_path, kept):
 def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="checkpoint must be a folder or URL that can be written"):
-        check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", MODEL, resume=False)
+        check_checkpoints(str(tmp_path / "file" / "run"), "EASGD", STRUCTURES, resume=False)
 
 
 def test_a_training_that_was_taken_for_lost_can_not_complete_a_checkpoint(tmp_path):
@@ -155,7 +197,7 @@ def test_a_training_that_was_taken_for_lost_can_not_complete_a_checkpoint(tmp_pa
     center = Contents(np.zeros(3, np.float32), np.zeros((0, 3), np.float32))
 
     def complete(writer, number):
-        writer.complete(number, center, np.zeros(0, np.float32), MODEL, [], {"epochs": 1})
+        writer.complete(number, center, np.zeros(0, np.float32), b"model", [], {"epochs": 1})
 
     first = CheckpointWriter(folder, 3, FACTS)
     complete(first, first.begin())
@@ -176,15 +218,15 @@ def test_a_folder_into_which_a_training_writes_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=f"no other training writes into. Received: .* process {os.getpid()} of this machine"
     ):
-        check_checkpoints(url, "EASGD", MODEL, resume=True)
+        check_checkpoints(url, "EASGD", STRUCTURES, resume=True)
     ownership.release()
-    check_checkpoints(url, "EASGD", MODEL, resume=True)
+    check_checkpoints(url, "EASGD", STRUCTURES, resume=True)
     # Of another machine it is not known, and another process may have got the number of one that has ended.
     for change in ({"boot": "another"}, {"started": 0}, {"process": 2**22 + 1}):
         Ownership(url)
         owner = json.loads((tmp_path / NAME).read_text())
         (tmp_path / NAME).write_text(json.dumps({**owner, **change}))
-        check_checkpoints(url, "EASGD", MODEL, resume=True)
+        check_checkpoints(url, "EASGD", STRUCTURES, resume=True)
 
 
 def test_a_folder_that_was_emptied_meanwhile_is_taken_again(tmp_path):
