@@ -269,7 +269,7 @@ class ModelPredictor(HasClassColumns, Stage, Model):
 
     def _stacked(self, dataset: DataFrame, names: Sequence[str]) -> Column:
         """The expression of several columns of numbers as one of arrays."""
-        kinds = [self._type_of(dataset, name, "features_col") for name in names]
+        kinds = self._types_of(dataset, names, "features_col")
         for name, kind in zip(names, kinds, strict=True):
             if not sql.is_scalar(kind):
                 raise self._wrong_type(name, f"numbers, of which {len(names)} are the model's input", kind)

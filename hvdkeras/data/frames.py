@@ -52,14 +52,21 @@ def select(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
     Raises:
         DataError: a column is missing, or values of its type can't be converted.
     """
-    check_names(columns, df.columns)
+    fields = _fields_of(df)
+    check_names(columns, fields)
     chosen = [
-        _stacked(column, [df.schema[name] for name in column.stacked])
+        _stacked(column, [fields[name] for name in column.stacked])
         if column.stacked
-        else _expression(column, df.schema[column.name])
+        else _expression(column, fields[column.name])
         for column in columns
     ]
     return df.select(*(one.alias(f"c{number}") for number, one in enumerate(chosen)))
+
+
+def _fields_of(df: DataFrame) -> dict[str, StructField]:
+    """The fields by name. A look-up in Spark's own schema takes as long as the DataFrame is wide."""
+    # Of columns with one name the first, as Spark's look-up returns it.
+    return {field.name: field for field in reversed(df.schema.fields)}
 
 
 def first_values(df: DataFrame, names: Sequence[str]) -> list[Any] | None:
@@ -149,10 +156,10 @@ def _arrow_type(kind: DataType) -> pa.DataType | None:
 
 def arrow_types(df: DataFrame, names: Sequence[str]) -> dict[str, pa.DataType]:
     """Returns the Arrow types of those columns that a DataFrame has; vectors are lists of doubles."""
-    types = {}
+    types, fields = {}, _fields_of(df)
     for name in names:
-        if name in df.columns:
-            kind = df.schema[name].dataType
+        if name in fields:
+            kind = fields[name].dataType
             is_vector = isinstance(kind, VectorUDT | OldVectorUDT)
             types[name] = pa.list_(pa.float64()) if is_vector else _arrow_type(kind)
     return {name: kind for name, kind in types.items() if kind is not None}

@@ -42,7 +42,7 @@ class StandardTransformer(Stage, Estimator):
 
     def _fit(self, dataset: DataFrame) -> StandardTransformerModel:
         columns = self.getOrDefault("columns")
-        types = {name: self._type_of(dataset, name, "columns") for name in columns}
+        types = dict(zip(columns, self._types_of(dataset, columns, "columns"), strict=True))
         row = dataset.agg(*(self._statistics(name, types[name]).alias(name) for name in columns)).first()
         means, deviations = [], []
         for name, statistics in zip(columns, row, strict=True):
@@ -107,17 +107,15 @@ class StandardTransformerModel(Stage, Model):
         super().__init__(columns=columns, suffix=suffix, means=means, deviations=deviations)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        added, suffix = {}, self.getOrDefault("suffix")
-        for name, mean, deviation in zip(
-            self.getOrDefault("columns"),
-            self.getOrDefault("means"),
-            self.getOrDefault("deviations"),
-            strict=True,
-        ):
-            dtype = self._type_of(dataset, name, "columns")
-            self._check_new(dataset, name + suffix, "suffix", (name,))
-            added[name + suffix] = self._expression(name, dtype, mean, deviation)
-        return dataset.withColumns(added)
+        columns, suffix = self.getOrDefault("columns"), self.getOrDefault("suffix")
+        types, new = self._types_of(dataset, columns, "columns"), [name + suffix for name in columns]
+        self._check_all_new(dataset, new, "suffix", () if suffix else set(columns))
+        scales = zip(self.getOrDefault("means"), self.getOrDefault("deviations"), strict=True)
+        expressions = [
+            self._expression(name, dtype, *scale)
+            for name, dtype, scale in zip(columns, types, scales, strict=True)
+        ]
+        return dataset.withColumns(dict(zip(new, expressions, strict=True)))
 
     def _expression(self, name: str, dtype: DataType, mean: Any, deviation: Any) -> Column:
         value = sql.column(name)

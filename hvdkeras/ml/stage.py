@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -59,27 +59,43 @@ class Stage(Params, MLReadable, MLWritable):
         Raises:
             ValueError: there is no such column.
         """
-        if name in dataset.columns:
-            return dataset.schema[name].dataType
-        raise ValueError(
-            f"{self.uid}: {argument} must name a column of the DataFrame. "
-            f"Received: {name!r}; the columns are {listed(dataset.columns)}."
-            f"{did_you_mean(name, dataset.columns)}"
-        )
+        return self._types_of(dataset, [name], argument)[0]
 
-    def _check_new(self, dataset: DataFrame, name: str, argument: str, inputs: tuple[str, ...] = ()) -> None:
+    def _types_of(self, dataset: DataFrame, names: Sequence[str], argument: str) -> list[DataType]:
+        """As `_type_of`, of several columns in one pass over the schema."""
+        types = {field.name: field.dataType for field in reversed(dataset.schema.fields)}
+        for name in names:
+            if name not in types:
+                columns = dataset.columns
+                raise ValueError(
+                    f"{self.uid}: {argument} must name a column of the DataFrame. "
+                    f"Received: {name!r}; the columns are {listed(columns)}.{did_you_mean(name, columns)}"
+                )
+        return [types[name] for name in names]
+
+    def _check_new(self, dataset: DataFrame, name: str, argument: str, inputs: Collection[str] = ()) -> None:
         """Refuses to overwrite a column, unless it is the stage's own input.
 
         Raises:
             ValueError: the column exists, or one whose name differs in case only: Spark takes them for one.
         """
-        existing = [one for one in dataset.columns if one.lower() == name.lower()]
-        if existing and name not in inputs:
-            there = "which exists already" if name in existing else f"and {existing[0]!r} exists already"
-            raise ValueError(
-                f"{self.uid}: {argument} must be the name of a new column, or that of the input. "
-                f"Received: {name!r}, {there}"
-            )
+        self._check_all_new(dataset, [name], argument, inputs)
+
+    def _check_all_new(
+        self, dataset: DataFrame, names: Sequence[str], argument: str, inputs: Collection[str] = ()
+    ) -> None:
+        """As `_check_new`, of several names in one pass over the columns."""
+        existing: dict[str, list[str]] = {}
+        for one in dataset.columns:
+            existing.setdefault(one.lower(), []).append(one)
+        for name in names:
+            same = existing.get(name.lower())
+            if same and name not in inputs:
+                there = "which exists already" if name in same else f"and {same[0]!r} exists already"
+                raise ValueError(
+                    f"{self.uid}: {argument} must be the name of a new column, or that of the input. "
+                    f"Received: {name!r}, {there}"
+                )
 
     def _wrong_type(self, name: str, expected: str, received: DataType) -> ValueError:
         return ValueError(

@@ -9,11 +9,13 @@ import pytest
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions
+from pyspark.sql.types import StructType
 
 from hvdkeras.data import frames, parts, sources
 from hvdkeras.data.columns import Column, DataError, Form
 from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import open_shards, write_dataframe
+from hvdkeras.transformers import StandardTransformerModel
 
 from batching import batches_of
 
@@ -226,6 +228,25 @@ def test_what_the_schema_tells_needs_no_job(spark, numbers):
             write_dataframe(frame, COLUMNS)
     assert list(tracker.getJobIdsForGroup("schema")) == []
     spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
+def test_look_ups_in_a_schema_are_not_more_in_a_wide_one(spark, monkeypatch):
+    # Each takes as long as the schema is wide: one for each column would be quadratic.
+    kind, found = type(spark.range(1)), []
+    item, columns = StructType.__getitem__, kind.columns.fget
+    monkeypatch.setattr(StructType, "__getitem__", lambda self, key: found.append(key) or item(self, key))
+    monkeypatch.setattr(kind, "columns", property(lambda self: found.append("columns") or columns(self)))
+    counts = []
+    for width in (2, 30):
+        names = [f"x{number}" for number in range(width)]
+        df = spark.range(1).select(*(functions.lit(1.0).alias(name) for name in names))
+        found.clear()
+        chosen = frames.select(df, [Column("all", (width,), "float32", stacked=tuple(names))])
+        assert len(frames.arrow_types(df, names)) == width
+        scaled = StandardTransformerModel(names, "_scaled", [0.0] * width, [1.0] * width).transform(df)
+        counts.append(len(found))
+        assert (len(chosen.schema), len(scaled.schema)) == (1, 2 * width)
+    assert counts[0] == counts[1]
 
 
 def test_an_empty_dataframe(numbers):
