@@ -31,16 +31,16 @@ def sums(length, pushes, sharded):
 
 
 @pytest.mark.parametrize(
-    ("length", "pushes", "sharded"),
-    [(1, 20, False), (2_000_000, 5, False), (2_000_000, 5, True), (25_000_000, 1, False)],
+    ("each", "length", "pushes", "sharded"),
+    [(2, 1, 20, False), (4, 2_000_000, 5, False), (4, 2_000_000, 5, True), (2, 25_000_000, 1, False)],
 )
-def test_no_push_is_lost(on_hosts, length, pushes, sharded):
+def test_no_push_is_lost(on_hosts, each, length, pushes, sharded):
     # The last one is larger than a container's /dev/shm, which these hosts have too.
-    results = on_hosts(2, sums, length, pushes, sharded)
-    assert [name for name, *_ in results] == ["alpha", "alpha", "beta", "beta"]
+    results = on_hosts(each, sums, length, pushes, sharded)
+    assert [name for name, *_ in results] == ["alpha"] * each + ["beta"] * each
     for _, neighbours, low, high, exchanges in results:
-        assert neighbours == 2
-        assert low == high == 4 * pushes
+        assert neighbours == each
+        assert low == high == 2 * each * pushes
         assert exchanges == pushes
 
 
@@ -99,7 +99,7 @@ def test_no_rank_gets_under_half_of_another(on_hosts, length):
     # Other work on the machine can hold a rank back for a while: what is always unfair fails three times.
     trials = []
     while not trials or (min(trials[-1]) < max(trials[-1]) / 2 and len(trials) < 3):
-        trials.append(on_hosts(2, turns_in, 4.0, length, 0.1))
+        trials.append(on_hosts(4, turns_in, 4.0, length, 0.1))
     assert min(trials[-1]) >= max(trials[-1]) / 2, trials
 
 
