@@ -18,9 +18,9 @@ def pause(elapsed: float, served: int, ahead: int) -> float:
     turns made the time look longer to those behind them, who then overslept, too.
 
     Args:
-            elapsed: seconds that the rank has waited.
-            served: tickets that were served in this time.
-            ahead: tickets that must be served before the rank's own; 1 for the next in line.
+        elapsed: seconds that the rank has waited.
+        served: tickets that were served in this time.
+        ahead: tickets that must be served before the rank's own; 1 for the next in line.
     """
     # The seconds for which a rank holds the lock; too few rather than too many, the holder is not done yet.
     held = elapsed / (1 + served)

@@ -107,6 +107,7 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
+    checks.check_center(configuration, algorithm)
     for data in (request.data, request.validation_data):
         checks.check_store(configuration, data)
     build_from_data(configuration, request.data)
@@ -147,6 +148,7 @@ def train(
             num_epoch=configuration.num_epoch,
             threads=configuration.threads,
             timeout=configuration.timeout,
+            center_sharded=configuration.center_sharded,
         )
         on_spark = sources.has_executors(request.data)
         with _others_prepare():

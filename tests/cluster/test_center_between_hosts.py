@@ -44,6 +44,34 @@ def test_no_push_is_lost(on_hosts, each, length, pushes, sharded):
         assert exchanges == pushes
 
 
+def placed():
+    """Decisions about the center, the measured link, and the ranks that hold a center that is spread."""
+    from mpi4py import MPI
+
+    from hvdkeras.center import placement
+    from hvdkeras.center.window import WindowCenter
+
+    comm, demand = MPI.COMM_WORLD, placement.Demand(2_000_000, 1, 16)
+    hosts = placement.hosts_of(comm, 60)
+    seconds = placement.link_seconds(comm, demand, hosts, 60)
+    decided = [placement.decide(comm, demand, wanted, 60) for wanted in (None, False, True)]
+    center = WindowCenter(comm, np.zeros(2_000_000, np.float32), sharded=True, timeout=60)
+    holders = [chunk.host for chunk in center._chunks]
+    center.free()
+    return hosts, decided, holders, seconds
+
+
+def test_the_place_of_the_center_is_the_same_for_all_ranks(on_hosts):
+    results = on_hosts(2, placed)
+    hosts, decided, holders, seconds = results[0]
+    assert hosts == [0, 0, 2, 2]
+    assert decided == [False, False, True]
+    # Neighbouring chunks are on different hosts.
+    assert holders == [0, 2, 1, 3, 0, 2, 1]
+    assert 0 < seconds < 60
+    assert all(other == results[0] for other in results)
+
+
 def tickets_and_reads(length, exchanges):
     """Two ranks draw numbered tickets by exchanges, the others read; chunks may not be torn."""
     from mpi4py import MPI
