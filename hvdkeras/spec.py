@@ -131,6 +131,7 @@ class TrainingSpec:
         num_epoch: passes over the rows.
         threads: TensorFlow threads of one rank; None: the machine's cores divided by its ranks.
         timeout: seconds that a rank waits for another.
+        center_sharded: whether an asynchronous center is spread over the hosts; None: the ranks decide.
     """
 
     algorithm: Algorithm
@@ -143,6 +144,7 @@ class TrainingSpec:
     num_epoch: int
     threads: int | None
     timeout: float
+    center_sharded: bool | None
 
     @property
     def has_rounds(self) -> bool:

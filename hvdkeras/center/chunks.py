@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,14 +95,16 @@ def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool, timeout: fl
         comm: communicator of the ranks.
         length: n, the center's elements.
         parts: 1 + slots.
-        sharded: whether the chunks are spread over the ranks; otherwise all are in the memory of rank 0.
+        sharded: whether the chunks are spread over the hosts, and over the ranks of each; otherwise all are
+            in the memory of rank 0.
         timeout: seconds that a wait for the other ranks may take.
 
     Returns:
         The chunks, in the order of their elements.
     """
     slices = cut(length)
-    hosts = [index % comm.size if sharded else 0 for index in range(len(slices))]
+    holders = alternating(hosts_of(comm, timeout)) if sharded else [0]
+    hosts = [holders[index % len(holders)] for index in range(len(slices))]
     windows = []
     for elements, host in zip(slices, hosts, strict=True):
         size = LINE + (elements.stop - elements.start) * parts if comm.rank == host else 0
@@ -123,6 +126,26 @@ def fill(chunks: list[Chunk], contents: Contents) -> None:
             target = chunk.place(chunk.elements, part)
             chunk.window.Put(values[chunk.elements], chunk.host, target=target)
         chunk.close()
+
+
+def hosts_of(comm: MPI.Comm, timeout: float) -> list[int]:
+    """Returns for each rank the number of its host, which is its host's lowest rank. Collective."""
+    neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    here, all_ranks = neighbours.Get_group(), comm.Get_group()
+    lowest = MPI.Group.Translate_ranks(here, [0], all_ranks)[0]
+    for each in (here, all_ranks, neighbours):
+        each.Free()
+    return gathered(comm, np.array(lowest), timeout, f"the hosts of all {comm.size} ranks").tolist()
+
+
+def alternating(hosts: Sequence[int]) -> list[int]:
+    """Returns the ranks in an order in which neighbours are on different hosts, as far as possible.
+
+    Args:
+        hosts: for each rank the number of its host.
+    """
+    local_ranks = [list(hosts[:rank]).count(host) for rank, host in enumerate(hosts)]
+    return sorted(range(len(hosts)), key=lambda rank: (local_ranks[rank], hosts[rank]))
 
 
 def on_one_host(comm: MPI.Comm) -> bool:

@@ -50,11 +50,14 @@ class TableCenter:
 
     Attributes:
         size: number of ranks that share the center.
+        sharded: False: all of it is at rank 0.
         layout: as the argument.
 
     Raises:
         As WindowCenter.
     """
+
+    sharded = False
 
     def __init__(
         self,

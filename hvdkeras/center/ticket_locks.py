@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.center.backoff import pause
 from hvdkeras.launch.failure import RankTimeoutError
 
 COUNT = MPI.INT64_T
@@ -69,9 +70,9 @@ class TicketLocks:
         self._window.Unlock(host)
         if self._served[0] == self._ticket[0]:
             return
-        begin = time.perf_counter()
+        begin, first = time.perf_counter(), int(self._served[0])
         while self._served[0] != self._ticket[0]:
-            self._poll(index, time.perf_counter() - begin)
+            self._poll(index, time.perf_counter() - begin, first)
         self.seconds_waiting += time.perf_counter() - begin
 
     def release(self, index: int) -> None:
@@ -89,8 +90,8 @@ class TicketLocks:
         del self._here
         self._window.Free()
 
-    def _poll(self, index: int, elapsed: float) -> None:
-        """Sleeps, then reads which ticket is served."""
+    def _poll(self, index: int, elapsed: float, first: int) -> None:
+        """Sleeps, then reads which ticket is served; `first` was it when the rank began to wait."""
         host, place = self._locks[index]
         if elapsed > self._timeout:
             raise RankTimeoutError(
@@ -98,8 +99,9 @@ class TicketLocks:
                 f"the holder of ticket {self._served[0]} does not release it, this rank has ticket "
                 f"{self._ticket[0]}"
             )
-        # Short waits stay short, and long ones don't take the core from a rank that computes.
-        time.sleep(min(0.001, elapsed / 10))
+        # Sleeping ranks don't take the core from a rank that computes, nor the time of the lock's host.
+        served, ticket = int(self._served[0]), int(self._ticket[0])
+        time.sleep(pause(elapsed, served - first, ticket - served))
         self._window.Lock(host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
         self._window.Get(self._served_to_mpi, host, (place + SERVED, 1, COUNT))
         self._window.Unlock(host)

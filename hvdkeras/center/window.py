@@ -50,11 +50,13 @@ class WindowCenter:
         initial: vector of shape `(n,)`, float32, that the center starts from. Rank 0's values are used.
         slots: number of vectors beside the center, which start with zeros; or their first values, shape
             `(slots, n)`, float32, of which rank 0's are used.
-        sharded: spread the chunks over the ranks, for vectors that outgrow the link of rank 0's host.
+        sharded: spread the chunks over the hosts and their ranks, for vectors that outgrow the link of rank
+            0's host.
         timeout: seconds that a wait may take in which no other rank makes progress.
 
     Attributes:
         size: number of ranks that share the center.
+        sharded: whether the chunks are spread.
 
     Raises:
         OSError: the host has too little shared memory.
@@ -75,7 +77,7 @@ class WindowCenter:
     ):
         vector("initial", initial)
         contents = Contents(initial, first_slots(slots, initial.size))
-        self.size = comm.size
+        self.size, self.sharded = comm.size, sharded
         self._length, self._parts, self._timeout = initial.size, 1 + len(contents.slots), timeout
         ranks = f"all {comm.size} ranks to make the center"
         self._comm = duplicate(comm, timeout, ranks)

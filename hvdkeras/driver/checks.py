@@ -61,6 +61,15 @@ def check_request(configuration: Configuration, validation_data: Any, resume: bo
         raise ValueError("resume needs checkpoint. Received: checkpoint=None")
 
 
+def check_center(configuration: Configuration, algorithm: Algorithm) -> None:
+    """Raises ValueError where arguments of the center don't fit the algorithm's mode."""
+    if configuration.center_sharded is not None and algorithm.mode is not Mode.ASYNCHRONOUS:
+        raise ValueError(
+            f"center_sharded must be left out for {type(algorithm).__name__}: only an asynchronous algorithm "
+            f"has its center in one place. Received: {configuration.center_sharded}"
+        )
+
+
 def check_store(configuration: Configuration, data: Any) -> None:
     """Raises ValueError where the ranks could not read what Spark's executors write of the data."""
     if sources.is_dataframe(data) and not sources.has_executors(data) and configuration.store is None:

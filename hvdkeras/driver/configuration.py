@@ -123,6 +123,10 @@ class Configuration(Declared):
         store: a folder or URL (anything that pyarrow or fsspec opens) that the driver and all ranks see. The
             data is laid out for the ranks in a new folder in it, which is removed after the training.
             Default: a temporary folder of this machine. A DataFrame of Spark Connect needs a store.
+        center_sharded: for asynchronous algorithms, whether the center is spread over the hosts (True) or is
+            in the memory of rank 0 (False). Default: at rank 0, unless the ranks are on three hosts or more,
+            the center has 4 MB or more, and a measurement at the start finds rank 0's link too slow. The log
+            says what was chosen.
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
@@ -179,6 +183,7 @@ class Configuration(Declared):
     max_restarts: int = argument(0, whole)
     tensorboard: str | os.PathLike | None = argument(None, optional(path))
     store: str | os.PathLike | None = argument(None, optional(path))
+    center_sharded: bool | None = argument(None, optional(flag))
     custom_objects: Mapping[str, Any] | None = argument(None, dict_by_name)
     threads: int | None = argument(None, optional(positive(int)))
     timeout: float = argument(600.0, positive(float))

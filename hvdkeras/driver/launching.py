@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from hvdkeras.driver.configuration import Configuration
+from hvdkeras.driver.saturation import SaturationLog
 from hvdkeras.history import progress
 from hvdkeras.launch import environment, local, spark
 from hvdkeras.launch.failure import TrainingError
@@ -47,11 +48,12 @@ def launch(
         if ranks is None
         else partial(ranks.run, worker.run_on_standing_rank)
     )
+    saturation = SaturationLog(spec.num_workers)
     restarts: list[str] = []
     while True:
         try:
             with progress.shown(members, spec.num_workers, spec.num_epoch, configuration.verbose) as show:
-                results = run((spec,), on_message=partial(_to_both, show, on_message))
+                results = run((spec,), on_message=_to_all(show, on_message, saturation.on_message))
             return results, restarts
         except TrainingError as error:
             # A rank would raise the same exception again, unless it waited for one that is lost.
@@ -68,11 +70,12 @@ def launch(
             spec = _resuming(spec)
 
 
-def _to_both(
-    show: Callable[[int, Any], None], on_message: Callable[[int, Any], None], rank: int, message: Any
-) -> None:
-    show(rank, message)
-    on_message(rank, message)
+def _to_all(*receivers: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+    def on_message(rank: int, message: Any) -> None:
+        for receive in receivers:
+            receive(rank, message)
+
+    return on_message
 
 
 def _runner(configuration: Configuration, spec: TrainingSpec, on_spark: bool) -> Callable[..., list[Any]]:

@@ -109,6 +109,7 @@ def train(
     """
     started = time.monotonic()
     checks.check_request(configuration, request.validation_data, request.resume)
+    checks.check_center(configuration, algorithm)
     for data in (request.data, request.validation_data):
         checks.check_store(configuration, data)
     build_from_data(configuration, request.data)
@@ -150,6 +151,7 @@ def train(
             num_epoch=configuration.num_epoch,
             threads=configuration.threads,
             timeout=configuration.timeout,
+            center_sharded=configuration.center_sharded,
         )
         if configuration.checkpoint is not None and request.resume:
             order = data.order(algorithm.communication_window)

@@ -11,6 +11,7 @@ import numpy as np
 from hvdkeras.data.store import open_text
 from hvdkeras.history import plot, standard_json, timeline
 from hvdkeras.history.records import MEASURED, Evaluation, RankHistory
+from hvdkeras.history.saturation import Load, Saturation
 from hvdkeras.history.values import Value, mean
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ class History:
         """Returns the rows that all ranks together trained on in each epoch."""
         epochs = max(len(rank.rows) for rank in self.ranks)
         return [sum(sum(rank.rows[epoch : epoch + 1]) for rank in self.ranks) for epoch in range(epochs)]
+
+    @property
+    def saturation(self) -> Saturation | None:
+        """How near an asynchronous center at rank 0 was to its saturation.
+
+        The first window of each rank does not count. None for other algorithms and centers, and where a rank
+        had one window only.
+        """
+        loads = [Load.of(rank.telemetry) for rank in self.ranks]
+        return Saturation.of(loads) if loads and all(loads) else None
 
     def _epochs(self, name: str) -> int:
         return max(len(rank.metrics[name]) for rank in self.ranks)

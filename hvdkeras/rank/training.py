@@ -16,10 +16,12 @@ from hvdkeras.callbacks.distance import Distance
 from hvdkeras.callbacks.events import Events
 from hvdkeras.callbacks.exchange import Exchange
 from hvdkeras.callbacks.feed import Feed
+from hvdkeras.callbacks.load import CenterLoad
 from hvdkeras.callbacks.progress import ProgressSender
 from hvdkeras.callbacks.recording import HistoryRecorder
 from hvdkeras.callbacks.row_exchange import RowExchange
 from hvdkeras.callbacks.trained_weights import TrainedWeights
+from hvdkeras.center import placement
 from hvdkeras.center.chunks import on_one_host
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.replicated import ReplicatedCenter
@@ -80,7 +82,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     folder = _checkpoint_folder(spec, place)
     order = spec.data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
-    with _center(spec, place, replica, start.center or _own_contents(replica)) as center:
+    with _center(spec, place, replica, start.center or _own_contents(replica), steps) as center:
         exchange = _exchange(spec, replica, center, start)
         counted = center or sums
         recorder = HistoryRecorder(
@@ -107,7 +109,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
         is_over = bool(start.manifest.get("stopped"))
         final = _fit(spec, replica, rows, [*measures, recorder, *callbacks], is_over)
         weights, statistics = _result(spec, place, replica, center, oversight, final)
-        history.telemetry = dict(counted.telemetry) if counted else {}
+        history.telemetry.update(counted.telemetry if counted else {})
     evaluations = oversight.evaluations if oversight else []
     return Trained(weights, statistics, evaluations, start.skipped, Rest.of(replica.model))
 
@@ -154,19 +156,21 @@ def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | N
 
 
 @contextlib.contextmanager
-def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents) -> Iterator[Any]:
+def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents, steps: int) -> Iterator[Any]:
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
     algorithm, comm = spec.algorithm, place.comm
     if algorithm.mode is Mode.SYNCHRONOUS:
         center = ReplicatedCenter(comm, first.center, timeout=spec.timeout)
     elif algorithm.mode is Mode.ASYNCHRONOUS:
         slots = first.slots if len(first.slots) else algorithm.center_slots
+        demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps)
         with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
             layout = tables_of(replica.model)
-            if layout.tables and settles(algorithm) and on_one_host(comm):
+            if layout.tables and settles(algorithm) and not spec.center_sharded and on_one_host(comm):
                 center = TableCenter(comm, first.center, layout, slots, timeout=spec.timeout)
             else:
-                center = WindowCenter(comm, first.center, slots, timeout=spec.timeout)
+                sharded = placement.decide(comm, demand, spec.center_sharded, spec.timeout)
+                center = WindowCenter(comm, first.center, slots, sharded, spec.timeout)
     else:
         yield None
         return
@@ -197,6 +201,8 @@ def _measures(spec: TrainingSpec, replica: Replica, exchange: Exchange | None, c
     callbacks: list[Any] = []
     if exchange is not None:
         callbacks += [Distance(history, exchange.distance, position), exchange]
+    if isinstance(counted, WindowCenter | TableCenter) and not counted.sharded:
+        callbacks.append(CenterLoad(history, counted))
     if spec.oversight.keeps_events:
         callbacks.append(Events(history, counted))
     if spec.oversight.verbose:

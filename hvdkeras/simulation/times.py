@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hvdkeras.history.saturation import knee
+
 FLOAT32 = 4
 
 
@@ -76,19 +78,14 @@ class Times:
         return self.exchange + moved / self.bandwidth + hops * self.latency
 
     def knee(self, steps: int, size: int, slots: int = 0) -> float:
-        """Returns how many workers an asynchronous center serves before it saturates: (T + S) / S.
-
-        T is what a worker does between two exchanges without the center, S the service. It is the knee of a
-        closed queue (Lazowska et al. 1984, chapter 5), `inf` where an exchange takes no time.
+        """Returns how many workers an asynchronous center serves before it saturates; see `saturation.knee`.
 
         Args:
             steps: batches of a window.
             size: numbers of the center.
             slots: vectors beside it.
         """
-        service = self.service(size, slots)
-        between = steps * self.step + 2 * self.latency
-        return (between + service) / service if service else math.inf
+        return knee(steps * self.step + 2 * self.latency, self.service(size, slots))
 
 
 @dataclass(frozen=True)

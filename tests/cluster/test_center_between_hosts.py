@@ -31,17 +31,45 @@ def sums(length, pushes, sharded):
 
 
 @pytest.mark.parametrize(
-    ("length", "pushes", "sharded"),
-    [(1, 20, False), (2_000_000, 5, False), (2_000_000, 5, True), (25_000_000, 1, False)],
+    ("each", "length", "pushes", "sharded"),
+    [(2, 1, 20, False), (4, 2_000_000, 5, False), (4, 2_000_000, 5, True), (2, 25_000_000, 1, False)],
 )
-def test_no_push_is_lost(on_hosts, length, pushes, sharded):
+def test_no_push_is_lost(on_hosts, each, length, pushes, sharded):
     # The last one is larger than a container's /dev/shm, which these hosts have too.
-    results = on_hosts(2, sums, length, pushes, sharded)
-    assert [name for name, *_ in results] == ["alpha", "alpha", "beta", "beta"]
+    results = on_hosts(each, sums, length, pushes, sharded)
+    assert [name for name, *_ in results] == ["alpha"] * each + ["beta"] * each
     for _, neighbours, low, high, exchanges in results:
-        assert neighbours == 2
-        assert low == high == 4 * pushes
+        assert neighbours == each
+        assert low == high == 2 * each * pushes
         assert exchanges == pushes
+
+
+def placed():
+    """Decisions about the center, the measured link, and the ranks that hold a center that is spread."""
+    from mpi4py import MPI
+
+    from hvdkeras.center import placement
+    from hvdkeras.center.window import WindowCenter
+
+    comm, demand = MPI.COMM_WORLD, placement.Demand(2_000_000, 1, 16)
+    hosts = placement.hosts_of(comm, 60)
+    seconds = placement.link_seconds(comm, demand, hosts, 60)
+    decided = [placement.decide(comm, demand, wanted, 60) for wanted in (None, False, True)]
+    center = WindowCenter(comm, np.zeros(2_000_000, np.float32), sharded=True, timeout=60)
+    holders = [chunk.host for chunk in center._chunks]
+    center.free()
+    return hosts, decided, holders, seconds
+
+
+def test_the_place_of_the_center_is_the_same_for_all_ranks(on_hosts):
+    results = on_hosts(2, placed)
+    hosts, decided, holders, seconds = results[0]
+    assert hosts == [0, 0, 2, 2]
+    assert decided == [False, False, True]
+    # Neighbouring chunks are on different hosts.
+    assert holders == [0, 2, 1, 3, 0, 2, 1]
+    assert 0 < seconds < 60
+    assert all(other == results[0] for other in results)
 
 
 def tickets_and_reads(length, exchanges):
@@ -99,7 +127,7 @@ def test_no_rank_gets_under_half_of_another(on_hosts, length):
     # Other work on the machine can hold a rank back for a while: what is always unfair fails three times.
     trials = []
     while not trials or (min(trials[-1]) < max(trials[-1]) / 2 and len(trials) < 3):
-        trials.append(on_hosts(2, turns_in, 4.0, length, 0.1))
+        trials.append(on_hosts(4, turns_in, 4.0, length, 0.1))
     assert min(trials[-1]) >= max(trials[-1]) / 2, trials
 
 

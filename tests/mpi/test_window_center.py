@@ -29,7 +29,7 @@ def sums(lengths, sharded):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_no_push_is_lost(on_new_ranks, size, sharded):
     lengths = [(1, 200), (1000, 100), (10_000_000, 3)]
     for results in on_new_ranks(size, sums, lengths, sharded):
@@ -134,6 +134,41 @@ def test_no_rank_gets_under_half_of_another(on_new_ranks, size, length):
     while not trials or (min(trials[-1]) < max(trials[-1]) / 2 and len(trials) < 3):
         trials.append(on_new_ranks(size, turns_in, 2.0, length, False))
     assert min(trials[-1]) >= max(trials[-1]) / 2, trials
+
+
+def crowd(length, seconds):
+    """As many exchanges as fit into `seconds`, with the center at rank 0, then spread over the ranks."""
+    from mpi4py import MPI
+
+    from hvdkeras.center.window import WindowCenter
+
+    comm, results = MPI.COMM_WORLD, []
+    local = np.ones(length, np.float32)
+    for sharded in (False, True):
+        center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded, timeout=60)
+        comm.Barrier()
+        begin, turns = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            center.exchange(lambda x, c: (x, np.ones_like(c)), local, out=local)
+            turns += 1
+        center.finish()
+        pulled = center.pull()
+        center.free()
+        results.append((turns, pulled.min(), pulled.max()))
+    return results
+
+
+def test_sixteen_ranks_lose_nothing_and_share_alike(on_new_ranks):
+    trials = []
+    # Other work on the machine can hold a rank back for a while, as above.
+    while not trials or (min(trials[-1]) < 0.5 and len(trials) < 3):
+        shares = []
+        for results in zip(*on_new_ranks(16, crowd, 1_000_000, 1.5), strict=True):
+            turns = [each for each, _, _ in results]
+            assert {(low, high) for _, low, high in results} == {(sum(turns), sum(turns))}
+            shares.append(min(turns) / max(turns))
+        trials.append(shares)
+    assert min(trials[-1]) >= 0.5, trials
 
 
 def adagrad(local, center, accumulator, gradient):
