@@ -1,10 +1,10 @@
 """Libraries that Keras imports and a training rarely uses, loaded at their first use.
 
 `import keras` also imports scikit-learn, matplotlib and pandas where they are installed: a third of the
-processor time that it takes. On ranks Keras's wrappers, which need scikit-learn, and its plots are executed when
-something in them is used. Where Keras asks whether an array is pandas's, other classes stand for pandas's
-until something imports pandas: there are no objects of them before. Where another version of Keras has no such
-modules, all is imported as usual.
+processor time that it takes. On ranks Keras's wrappers, which need scikit-learn, and its plots are executed
+when something in them is used. Where Keras asks whether an array is pandas's, other classes stand for its
+own until something imports it: there are no objects of them before. Where another version of Keras has no
+such modules, all is imported as usual.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
@@ -29,8 +29,13 @@ from hvdkeras.launch import deferred, environment, remains
 from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.failure import RankTimeoutError, bounded
 
-# Names the variable that tells a rank on this machine how to reach its driver.
+if TYPE_CHECKING:
+    from hvdkeras.launch.report import Reports
+
+# Names the variable that tells a rank how to reach its driver.
 DRIVER_VARIABLE = "HVDKERAS_DRIVER"
+# What Python gets to run a rank.
+ENTRY = ("-c", "from hvdkeras.launch import rank; rank.main()")
 # How long an MPI that is broken may take to abort before the process ends by itself.
 ABORT_SECONDS = 5
 # How long telling the driver of an error may take before the job is aborted without.
@@ -249,6 +254,18 @@ def abort_on_error() -> None:
     sys.excepthook = hook
 
 
-def main() -> None:
-    """Entry of ranks on the driver's machine, which find their way to it in their environment."""
+def way(reports: Reports, timeout: float, paths: Sequence[str]) -> dict[str, str]:
+    """Returns the variable by which a rank finds its driver, for its environment.
+
+    Args:
+        reports: the driver's end.
+        timeout: see `Driver`.
+        paths: see `perform`.
+    """
+    found = {"addresses": reports.addresses, "port": reports.port, "key": reports.key}
+    return {DRIVER_VARIABLE: cloudpickle.dumps({**found, "timeout": timeout, "paths": list(paths)}).hex()}
+
+
+def main() -> NoReturn:
+    """Entry of ranks, which find their way to the driver in their environment."""
     perform(**cloudpickle.loads(bytes.fromhex(os.environ.pop(DRIVER_VARIABLE))))
