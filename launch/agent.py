@@ -17,16 +17,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hvdkeras.launch import tasks
 from hvdkeras.launch.orted import PYTHON_VARIABLE
 
 
-def executors_python(mpi_run: Callable[..., None], python: str) -> Callable[..., None]:
+def executors_python(
+    mpi_run: Callable[..., None], python: str, entry: Sequence[str] | None
+) -> Callable[..., None]:
     """Returns Horovod's `mpi_run` changed so that executors start ranks with their own Python.
 
     Args:
         mpi_run: Horovod's function.
         python: what the executors call it, as in `PYSPARK_PYTHON`; a relative path begins at the working
             directory of an executor.
+        entry: arguments of Python for a rank; None: Horovod's own, whose import takes a second.
     """
 
     def run(settings: Any, nics: Any, env: dict[str, str], command: Sequence[str], **streams: Any) -> None:
@@ -34,8 +38,8 @@ def executors_python(mpi_run: Callable[..., None], python: str) -> Callable[...,
             "-m horovod.spark.driver.mpirun_rsh", f"-m hvdkeras.launch.agent {shlex.quote(python)}"
         )
         # The first word is the driver's Python; orted.py has left the executor's in the environment.
-        shell = ("/bin/sh", "-c", f'exec "${PYTHON_VARIABLE}" "$@"', "rank")
-        mpi_run(settings, nics, env, [*shell, *command[1:]], **streams)
+        start = f'cd "${{HOROVOD_SPARK_WORK_DIR:-.}}"; exec "${PYTHON_VARIABLE}" "$@"'
+        mpi_run(settings, nics, env, ["/bin/sh", "-c", start, "rank", *(entry or command[1:])], **streams)
 
     return run
 
@@ -58,6 +62,7 @@ def own_orted(command: str, python: str) -> str:
 
 def main() -> None:
     """Starts orted on a host: `agent PYTHON ADDRESSES SETTINGS HOST COMMAND...`."""
+    tasks.import_horovod()
     from horovod.runner.common.util import codec, secret
     from horovod.spark.driver.rsh import rsh
 

@@ -48,6 +48,8 @@ class Driver:
     def follow(self) -> None:
         """From now on, shows the driver that this process lives, and ends it when the driver is gone.
 
+        It ends, too, when the process is gone that started it: mpirun or its daemon.
+
         Further tasks are received by `next_task` then.
         """
         threading.Thread(target=self._follow, name="follow-driver", daemon=True).start()
@@ -71,8 +73,12 @@ class Driver:
 
     def _beat(self) -> None:
         main = threading.main_thread().ident
+        parent = os.getppid()
         with suppress(OSError):  # then the other thread ends this process
             while not self._finished:
+                if os.getppid() != parent:
+                    remains.leave()
+                    os._exit(1)
                 self.send("alive", _place(sys._current_frames().get(main)))
                 time.sleep(BEAT_SECONDS)
 

@@ -6,9 +6,7 @@ ended, and Python's resource tracker then prints that they leaked, at the end of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
-from typing import Any
 
 
 class PipeEvent:
@@ -28,17 +26,3 @@ class PipeEvent:
     def wait(self) -> None:
         """Waits until the other process sets the event."""
         self._reader.poll(None)
-
-
-def with_pipes(mapper: Callable[[int, Any], Iterator[Any]]) -> Callable[[int, Any], Iterator[Any]]:
-    """Returns what Horovod runs in each Spark task, changed so that its executor uses this event."""
-
-    def mapped(index: int, rows: Any) -> Iterator[Any]:
-        from horovod.runner.common.util import safe_shell_exec
-
-        from hvdkeras.launch.events import PipeEvent
-
-        safe_shell_exec._create_event = PipeEvent
-        yield from mapper(index, rows)
-
-    return mapped

@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
 from hvdkeras.launch import driver, environment, rank, remains
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun
 from hvdkeras.launch.options import Options, check_num_proc, checked
@@ -93,13 +91,7 @@ class _LocalJob:
         env: dict[str, str],
         output: Output,
     ):
-        way = {
-            "addresses": reports.addresses,
-            "port": reports.port,
-            "key": reports.key,
-            "timeout": options["timeout"],
-        }
-        self._env = {**env, rank.DRIVER_VARIABLE: cloudpickle.dumps({**way, "paths": sys.path}).hex()}
+        self._env = {**env, **rank.way(reports, options["timeout"], sys.path)}
         self._num_proc, self._options = num_proc, options
         self._folders = remains.Folders()
         self._mpirun = Mpirun(output, self._folders)
@@ -116,7 +108,7 @@ class _LocalJob:
             extra_mpi_args=self._options["mpi_args"],
             run_func_mode=True,
         )
-        command = [sys.executable, "-c", "from hvdkeras.launch import rank; rank.main()"]
+        command = [sys.executable, *rank.ENTRY]
         env = {**self._folders.variables(), **self._env}
         try:
             self._mpirun.run(mpi_run.mpi_run, settings, None, env, command, flags=ONE_HOST)

@@ -6,7 +6,11 @@ driver has no more. It ends with the driver: no rank outlives the process that s
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import faulthandler
+import gc
+import io
 import logging
 import os
 import socket
@@ -14,24 +18,31 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
-from hvdkeras.launch import environment, remains
+from hvdkeras.launch import deferred, environment, remains
 from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.failure import RankTimeoutError, bounded
 
-# Names the variable that tells a rank on this machine how to reach its driver.
+if TYPE_CHECKING:
+    from hvdkeras.launch.report import Reports
+
+# Names the variable that tells a rank how to reach its driver.
 DRIVER_VARIABLE = "HVDKERAS_DRIVER"
+# What Python gets to run a rank.
+ENTRY = ("-c", "from hvdkeras.launch import rank; rank.main()")
 # How long an MPI that is broken may take to abort before the process ends by itself.
 ABORT_SECONDS = 5
 # How long telling the driver of an error may take before the job is aborted without.
 TELL_SECONDS = 30
 LONGEST_SUMMARY = 1000
+# What keeps written bytes back until it is flushed.
+WRITTEN = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
 _driver: Driver | None = None
@@ -63,8 +74,10 @@ def sending_to(receiver: Callable[[Any], None]) -> Iterator[None]:
 
 def perform(
     addresses: Sequence[str], port: int, key: bytes, timeout: float = 600.0, paths: Sequence[str] = ()
-) -> None:
+) -> NoReturn:
     """Runs, on this rank, one function of the driver after another, and sends back what came of each.
+
+    It ends the process.
 
     Args:
         addresses: see `Driver`.
@@ -92,6 +105,7 @@ def perform(
         # It reads what all processes have mapped: nobody has to wait for it.
         threading.Thread(target=remains.clear_away, name="clear-away", daemon=True).start()
     sys.path.extend(path for path in map(os.path.abspath, paths) if path not in sys.path)
+    deferred.defer()
     try:
         # Only a process inside MPI is missed by mpirun when it exits with status 0 half-way.
         from mpi4py import MPI  # noqa: F401
@@ -108,6 +122,29 @@ def perform(
         waited = isinstance(error, RankTimeoutError)
         _fail(driver, describe(error), exit_status(error), summary(error), waited)
     driver.finish()
+    leave()
+
+
+def leave() -> NoReturn:
+    """Ends a process that has nothing more to do, without taking Python's modules apart.
+
+    That would take seconds once TensorFlow is loaded. What a program may have arranged for its end still
+    happens: threads are waited for, exit functions run, objects that nobody has any more are finalised, files
+    are flushed, MPI ends, and so do C's libraries.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()
+    for each in gc.get_objects():
+        # Not `isinstance`, which may ask an object for its class.
+        if type(each) in WRITTEN:
+            with suppress(OSError, ValueError):  # its disk is full, or it is closed
+                each.flush()
+    if (mpi := sys.modules.get("mpi4py.MPI")) is not None and not mpi.Is_finalized():
+        mpi.Finalize()
+    # No other thread may run Python from here on: this one keeps the lock.
+    ctypes.PyDLL(None).exit(0)
+    os._exit(0)
 
 
 def _fail(driver: Driver, described: str, status: int | None, summed_up: str, waited: bool) -> NoReturn:
@@ -217,6 +254,18 @@ def abort_on_error() -> None:
     sys.excepthook = hook
 
 
-def main() -> None:
-    """Entry of ranks on the driver's machine, which find their way to it in their environment."""
+def way(reports: Reports, timeout: float, paths: Sequence[str]) -> dict[str, str]:
+    """Returns the variable by which a rank finds its driver, for its environment.
+
+    Args:
+        reports: the driver's end.
+        timeout: see `Driver`.
+        paths: see `perform`.
+    """
+    found = {"addresses": reports.addresses, "port": reports.port, "key": reports.key}
+    return {DRIVER_VARIABLE: cloudpickle.dumps({**found, "timeout": timeout, "paths": list(paths)}).hex()}
+
+
+def main() -> NoReturn:
+    """Entry of ranks, which find their way to the driver in their environment."""
     perform(**cloudpickle.loads(bytes.fromhex(os.environ.pop(DRIVER_VARIABLE))))

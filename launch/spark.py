@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, events, rank, remains
+from hvdkeras.launch import agent, cluster, driver, rank, remains, tasks
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
 from hvdkeras.launch.options import Options, check_num_proc, checked
 from hvdkeras.launch.output import Output
@@ -106,8 +106,7 @@ class _SparkJob:
         output: Output,
     ):
         self._context, self._num_proc, self._options, self._deadline = context, num_proc, options, deadline
-        paths = _module_paths(context)
-        self._way = (reports.addresses, reports.port, reports.key, options["timeout"], paths)
+        self._way = rank.way(reports, options["timeout"], _module_paths(context))
         self._env = env
         self._folders = remains.Folders()
         # A parameter for it would reach other hosts; this reaches only mpirun.
@@ -124,8 +123,7 @@ class _SparkJob:
         )
         try:
             run(
-                rank.perform,
-                self._way,
+                rank.main,
                 num_proc=self._num_proc,
                 start_timeout=max(0.1, self._deadline - time.monotonic()),
                 extra_mpi_args=f"{keepalive(self._options['timeout'])} {self._options['mpi_args'] or ''}",
@@ -182,7 +180,10 @@ class _SparkJob:
         nics = service.get_common_interfaces()
         flags = ONE_HOST if cluster.is_local(self._context) else None
         args = executable or sys.executable, settings, nics, service, env
-        wrap = partial(agent.executors_python, python=self._context.pythonExec)
+        # Horovod's own ranks ask their Spark tasks for their GPUs.
+        has_gpus = self._context.getConf().get("spark.task.resource.gpu.amount") is not None
+        entry = None if has_gpus else rank.ENTRY
+        wrap = partial(agent.executors_python, python=self._context.pythonExec, entry=entry)
         self._mpirun.run(mpi_run.mpi_run, *args, flags=flags, wrap=wrap)
 
     def _spark_thread(
@@ -210,8 +211,8 @@ class _SparkJob:
                 mapper = runner._make_mapper(service.addresses(), settings, use_gloo, is_elastic)
                 if self._ended:
                     raise RuntimeError("the job was ended before its Spark tasks were started")
-                tasks = context.range(0, numSlices=settings.num_proc)
-                results.put(tasks.mapPartitionsWithIndex(events.with_pipes(mapper)).collect())
+                rows = context.range(0, numSlices=settings.num_proc)
+                results.put(rows.mapPartitionsWithIndex(tasks.prepared(mapper, self._way)).collect())
             except Exception as error:
                 if not self._ended:
                     log.info("the Spark job of the ranks has failed: %s", error)

@@ -85,7 +85,7 @@ def ranks_left():
                 found.append(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return [words for words in found if "horovod.spark.task.mpirun_exec_fn" in " ".join(words)]
+    return [words for words in found if "rank.main()" in " ".join(words)]
 
 
 @pytest.mark.parametrize("work", [broken, broken_training])
