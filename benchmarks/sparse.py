@@ -20,7 +20,7 @@ import numpy as np
 
 import hvdkeras
 
-BATCH_SIZE, STEPS, EPOCHS, AIM = 128, 96, 4, 1.3
+BATCH_SIZE, STEPS, EPOCHS, AIM = 128, 48, 3, 1.3
 
 
 def data(rows: int, words: int) -> dict[str, np.ndarray]:

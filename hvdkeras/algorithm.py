@@ -187,7 +187,8 @@ def check_contract(algorithm: Algorithm) -> None:
     """Raises where a class does not keep the contract; called on the driver, before anything is launched.
 
     Raises:
-        TypeError: the mode is none, `exchange` is missing, or there are slots without a center that has them.
+        TypeError: the mode is none, `exchange` is missing, `settles` is no bool, or there are slots without a
+            center that has them.
     """
     kind = type(algorithm)
     if not isinstance(algorithm.mode, Mode):
@@ -199,6 +200,8 @@ def check_contract(algorithm: Algorithm) -> None:
         if defines_exchange:
             needed = "must not define exchange, or set another mode, such as Mode.SYNCHRONOUS"
         raise TypeError(f"{kind.__name__} {needed}. Received: mode={algorithm.mode}")
+    if not isinstance(algorithm.settles, bool):
+        raise TypeError(f"{kind.__name__}.settles must be True or False. Received: {algorithm.settles!r}")
     slots = algorithm.center_slots
     if isinstance(slots, bool) or not isinstance(slots, int) or slots < 0:
         raise TypeError(f"{kind.__name__}.center_slots must be an integer from 0. Received: {slots!r}")

@@ -51,7 +51,7 @@ class Touched:
         if rows is None:
             self.flags.assign(tf.zeros(self._rows + 1, tf.bool))
         else:
-            self.flags.scatter_update(tf.IndexedSlices(tf.zeros_like(rows, tf.bool), rows))
+            self._set(rows, False)
 
     def _record(self, variable: Any, name: str, record: Callable) -> None:
         change = getattr(variable, name)
@@ -63,15 +63,17 @@ class Touched:
         setattr(variable, name, recorded)
 
     def _of_rows(self, sparse_delta: Any, *_: Any, **__: Any) -> None:
-        import tensorflow as tf
-
-        rows = sparse_delta.indices
-        self.flags.scatter_update(tf.IndexedSlices(tf.ones_like(rows, tf.bool), rows))
+        self._set(sparse_delta.indices, True)
 
     def _of_all(self, *_: Any, **__: Any) -> None:
+        self._set([self._rows], True)
+
+    def _set(self, rows: Any, flag: bool) -> None:
         import tensorflow as tf
 
-        self.flags.scatter_update(tf.IndexedSlices([True], [self._rows]))
+        # TensorFlow has this operation of bool on GPUs for 32-bit indices alone.
+        rows = tf.cast(rows, tf.int32)
+        self.flags.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(rows), flag), rows))
 
 
 class RowWeights:

@@ -128,3 +128,96 @@ def test_every_algorithm_that_settles_is_as_the_dense_way(on_ranks):
     for sizes in on_ranks(3, every_algorithm_is_as_the_dense_way):
         assert len(sizes) == 4
         assert all(0 < size <= most for size in sizes)
+
+
+WORDS, BATCH, SAMPLES = 1 << 15, 8, 44
+
+
+def embedding(optimizer):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Embedding(WORDS, 32), keras.layers.Flatten(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((1,), dtype="int32"), *layers])
+    model.compile(optimizer(), "mse")
+    return model
+
+
+def samples(distinct: bool) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    words = random.permutation(WORDS)[:SAMPLES] if distinct else random.integers(0, 20, SAMPLES)
+    return {"features": words[:, np.newaxis], "label": random.normal(size=(SAMPLES, 1))}
+
+
+def zeroing():
+    """A callback that changes a row that no step touches."""
+    import keras
+
+    def zero(epoch, logs):
+        layer = callback.model.layers[0]
+        values = layer.get_weights()[0]
+        values[100 + epoch] = 0
+        layer.set_weights([values])
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=zero)
+    return callback
+
+
+def both_ways(folder: str) -> None:
+    """One rank's DOWNPOUR, interrupted and resumed, against one of whole exchanges, which a subclass has."""
+    import keras
+
+    import hvdkeras
+
+    class Whole(hvdkeras.DOWNPOUR):
+        pass
+
+    def train(kind, **arguments):
+        given = {
+            "communication_window": 2,
+            "batch_size": BATCH,
+            "num_epoch": 3,
+            "num_workers": 1,
+            "verbose": 0,
+        }
+        given |= {"callbacks": [zeroing()], "validation_split": 0.1}
+        trainer = kind(embedding(lambda: keras.optimizers.Adagrad(0.1)), **{**given, **arguments})
+        return trainer, trainer.train(samples(distinct=False)).get_weights()
+
+    train(hvdkeras.DOWNPOUR, num_epoch=2, checkpoint=folder)
+    one = train(hvdkeras.DOWNPOUR, checkpoint=folder, resume=True)
+    other = train(Whole)
+    assert all((a == b).all() for a, b in zip(one[1], other[1], strict=True))
+    distances = [trainer.history.ranks[0].distance for trainer, _ in (one, other)]
+    np.testing.assert_allclose(*distances, rtol=1e-6)
+
+
+def test_a_rank_trains_as_in_the_dense_way(on_ranks, tmp_path):
+    on_ranks(1, both_ways, str(tmp_path), timeout=300)
+
+
+def test_ranks_that_touch_rows_of_their_own_train_as_keras_does(on_ranks):
+    def train():
+        import keras
+
+        import hvdkeras
+
+        def model():
+            return embedding(lambda: keras.optimizers.SGD(0.1))
+
+        data = samples(distinct=True)
+        alone = model()
+        first = alone.get_weights()
+        alone.fit(data["features"], data["label"], batch_size=SAMPLES, epochs=1, verbose=0)
+        # One step of each rank: it does not matter which of them exchanges first.
+        trainer = hvdkeras.DOWNPOUR(
+            model(), communication_window=1, batch_size=SAMPLES // 2, num_epoch=1, num_workers=2, verbose=0
+        )
+        trained = trainer.train(data).get_weights()
+        # Of its own rows each rank's mean has half as many: its gradient is twice as large.
+        moved, wanted = trained[0] - first[0], 2 * (alone.get_weights()[0] - first[0])
+        assert (wanted != 0).any(axis=1).sum() == SAMPLES
+        np.testing.assert_allclose(moved, wanted, atol=1e-6)
+        assert trainer.history.to_pandas()["seconds_communication"].gt(0).all()
+
+    on_ranks(2, train, timeout=300)

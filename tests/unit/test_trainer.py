@@ -226,9 +226,14 @@ class SlotsWithoutACenter(hvdkeras.EASGD):
     center_slots = 1
 
 
+class SettlesSometimes(hvdkeras.DOWNPOUR):
+    settles = "sometimes"
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
+        (SettlesSometimes, "SettlesSometimes.settles must be True or False. Received: 'sometimes'"),
         (Misdeclared, "Misdeclared.mode must be one of Mode.INDEPENDENT, .*Received: True"),
         (WithoutARule, "WithoutARule must define exchange. Received: mode=Mode.SYNCHRONOUS"),
         (RuleWithoutAMode, "RuleWithoutAMode must not define exchange, or set another mode"),
