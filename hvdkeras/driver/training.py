@@ -149,6 +149,7 @@ def train(
             threads=configuration.threads,
             timeout=configuration.timeout,
             center_sharded=configuration.center_sharded,
+            exchange_dtype=configuration.exchange_dtype,
         )
         on_spark = sources.has_executors(request.data)
         with _others_prepare():
