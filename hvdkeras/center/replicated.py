@@ -1,7 +1,8 @@
-"""The center variable that every rank holds, kept equal by one nonblocking reduction an exchange."""
+"""The center variable that every rank holds, kept equal by one nonblocking sum an exchange."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +10,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.center.chunks import on_one_host
 from hvdkeras.center.contents import Contents
+from hvdkeras.center.sums import FloatSums, HalfSums, Request
 from hvdkeras.center.vectors import blocks, check_operands, checked, destination, read_only, vector
 from hvdkeras.mpi.collectives import broadcast, check_equal, duplicate
 from hvdkeras.mpi.waiting import poll, wait
 
+logger = logging.getLogger("hvdkeras")
+
 
 class ReplicatedCenter:
-    """A center that every rank holds; one nonblocking Iallreduce sums the ranks' pushes.
+    """A center that every rank holds; one nonblocking reduction sums the ranks' pushes.
 
     `push` and `exchange` start the reduction and return; the next verb completes it. So the communication
     runs beside the computation in between. The numbers are those of a reduction that is completed at once,
@@ -28,6 +33,8 @@ class ReplicatedCenter:
         initial: vector of shape `(n,)`, float32, that the center starts from. Rank 0's values are used.
         timeout: seconds that a wait for the other ranks may take. It must exceed the time that the slowest
             rank computes between two exchanges. The default, ten minutes, is far above that.
+        exchange_dtype: `"float16"` or `"bfloat16"`: the dtype in which pushes travel between hosts; see
+            `HalfSums`. On one host nothing is converted. Default: float32.
 
     Attributes:
         size: number of ranks that share the center.
@@ -37,11 +44,17 @@ class ReplicatedCenter:
         ValueError: the ranks' vectors have different lengths.
     """
 
-    def __init__(self, comm: MPI.Comm, initial: np.ndarray, timeout: float = 600.0):
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        initial: np.ndarray,
+        timeout: float = 600.0,
+        exchange_dtype: str | None = None,
+    ):
         self._center = vector("initial", initial).copy()
         self._timeout = timeout
         self._update = np.empty_like(self._center)
-        self._request: MPI.Request | None = None
+        self._request: Request | None = None
         self._pending = False
         self._lock = threading.Lock()
         self._started = threading.Event()
@@ -55,6 +68,9 @@ class ReplicatedCenter:
         self._comm = duplicate(comm, timeout, ranks)
         check_equal(self._comm, self._center.size, "initial must have the same length", timeout, ranks)
         broadcast(self._comm, self._center, timeout, "rank 0's initial center")
+        self._sums: FloatSums | HalfSums = FloatSums(self._comm)
+        if exchange_dtype is not None:
+            self._choose_sums(exchange_dtype)
         # Without MPI_THREAD_MULTIPLE only one thread may call MPI: then only the verbs advance the reduction.
         self._thread = threading.Thread(target=self._progress, name="hvdkeras-reduction", daemon=True)
         if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
@@ -149,7 +165,16 @@ class ReplicatedCenter:
             return
         if self._thread.is_alive():
             self._thread.join()
+        self._sums.free()
         self._comm.Free()
+
+    def _choose_sums(self, dtype: str) -> None:
+        one_host = on_one_host(self._comm)
+        if not one_host:
+            self._sums = HalfSums(self._comm, self._center.size, dtype)
+        if self._comm.rank == 0:
+            what = "nothing is converted on one host" if one_host else "pushes travel so between hosts"
+            logger.info("exchange_dtype=%r: %s", dtype, what)
 
     def _reduce(self) -> None:
         """Starts the sum of all ranks' updates, in place."""
@@ -157,7 +182,7 @@ class ReplicatedCenter:
         self._pending = True
         if not self._alone:
             with self._lock:
-                self._request = self._comm.Iallreduce(MPI.IN_PLACE, self._update)
+                self._request = self._sums.start(self._update)
                 self._started.set()
 
     def _complete(self) -> None:

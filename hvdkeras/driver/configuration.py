@@ -127,6 +127,10 @@ class Configuration(Declared):
             in the memory of rank 0 (False). Default: at rank 0, unless the ranks are on three hosts or more,
             the center has 4 MB or more, and a measurement at the start finds rank 0's link too slow. The log
             says what was chosen.
+        exchange_dtype: for algorithms whose ranks exchange weights together, `"float16"` or `"bfloat16"` to
+            send what they push between hosts in half precision. What is rounded off is added to the next
+            push; the center and the sums stay float32, and on one host nothing is converted. A training
+            that resumes begins without what was rounded off last. Default: float32.
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.
         threads: TensorFlow threads of one rank. Default: the machine's cores divided by its ranks.
@@ -184,6 +188,7 @@ class Configuration(Declared):
     tensorboard: str | os.PathLike | None = argument(None, optional(path))
     store: str | os.PathLike | None = argument(None, optional(path))
     center_sharded: bool | None = argument(None, optional(flag))
+    exchange_dtype: str | None = argument(None, one_of(None, "float16", "bfloat16"))
     custom_objects: Mapping[str, Any] | None = argument(None, dict_by_name)
     threads: int | None = argument(None, optional(positive(int)))
     timeout: float = argument(600.0, positive(float))

@@ -152,6 +152,7 @@ def train(
             threads=configuration.threads,
             timeout=configuration.timeout,
             center_sharded=configuration.center_sharded,
+            exchange_dtype=configuration.exchange_dtype,
         )
         if configuration.checkpoint is not None and request.resume:
             order = data.order(algorithm.communication_window)

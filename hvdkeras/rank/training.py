@@ -160,7 +160,7 @@ def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents,
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
     algorithm, comm = spec.algorithm, place.comm
     if algorithm.mode is Mode.SYNCHRONOUS:
-        center = ReplicatedCenter(comm, first.center, timeout=spec.timeout)
+        center = ReplicatedCenter(comm, first.center, spec.timeout, spec.exchange_dtype)
     elif algorithm.mode is Mode.ASYNCHRONOUS:
         slots = first.slots if len(first.slots) else algorithm.center_slots
         demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps)

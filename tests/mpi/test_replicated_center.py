@@ -61,6 +61,40 @@ def test_equals_the_recursion_in_numpy(on_new_ranks, size, length):
         assert telemetry["seconds_waiting"] >= 0
 
 
+def on_one_host(length):
+    """Sums by the leader of a single host, and a center that is asked for half precision on one host."""
+    from mpi4py import MPI
+
+    from hvdkeras.center.replicated import ReplicatedCenter
+    from hvdkeras.center.sums import FloatSums, HalfSums
+    from hvdkeras.mpi.waiting import wait
+
+    comm = MPI.COMM_WORLD
+    sums, totals = HalfSums(comm, length, "float16"), []
+    for step in range(3):
+        totals.append(noise(comm.rank, step, length))
+        wait(sums.start(totals[-1]).Test, 60, "the sum")
+    sums.free()
+    center = ReplicatedCenter(comm, np.zeros(length, np.float32), exchange_dtype="float16")
+    converts = not isinstance(center._sums, FloatSums)
+    center.push(noise(comm.rank, 0, length))
+    pulled = center.pull()
+    center.free()
+    return np.array(totals), converts, pulled
+
+
+def test_half_precision_is_for_links_between_hosts(on_ranks):
+    results = on_ranks(3, on_one_host, 1001)
+    exact = np.array([sum(noise(rank, step, 1001) for rank in range(3)) for step in range(3)])
+    for totals, converts, pulled in results:
+        assert totals.tobytes() == results[0][0].tobytes()
+        # The host's sum, 8 at most, is rounded twice: as its push, and as the total.
+        assert 1e-6 < np.abs(totals - exact).max() < 2 * 8 * 2.0**-11
+        np.testing.assert_allclose(totals.sum(axis=0), exact.sum(axis=0), atol=2 * 8 * 2.0**-11)
+        assert not converts
+        np.testing.assert_allclose(pulled, exact[0], atol=3e-6)
+
+
 def waits():
     from mpi4py import MPI
 

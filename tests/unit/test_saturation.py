@@ -48,10 +48,19 @@ def test_the_history_has_the_figure_where_all_ranks_measured_it():
     assert History(ranks, 1.0, 10).saturation is None
 
 
-@pytest.mark.parametrize("algorithm", ["EASGD", "SynchronousSGD", "SingleTrainer"])
-def test_a_center_that_is_nowhere_alone_is_not_spread(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "name", "value"),
+    [
+        ("EASGD", "center_sharded", True),
+        ("SynchronousSGD", "center_sharded", False),
+        ("SingleTrainer", "exchange_dtype", "float16"),
+        ("SynchronousSGD", "exchange_dtype", "float16"),
+        ("DOWNPOUR", "exchange_dtype", "bfloat16"),
+    ],
+)
+def test_what_means_nothing_for_an_algorithm_is_refused(algorithm, name, value):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    trainer = getattr(hvdkeras, algorithm)(model, loss="mse", center_sharded=True)
+    trainer = getattr(hvdkeras, algorithm)(model, loss="mse", **{name: value})
     data = {"features": np.zeros((8, 3), np.float32), "label": np.zeros(8, np.float32)}
-    with pytest.raises(ValueError, match=f"center_sharded must be left out for {algorithm}.*Received: True"):
+    with pytest.raises(ValueError, match=f"{name} must be left out for {algorithm}.*Received: {value!r}"):
         trainer.train(data)
