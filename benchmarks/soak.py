@@ -7,8 +7,8 @@ restarts allowed. At random times a rank or mpirun is killed, or a rank is stopp
 The result: the model's accuracy, the restarts, the rows of each epoch, and what is left of processes and
 files. It ends with 1 if a row is missing or something is left.
 
-Links are not cut here: that needs two hosts, which are built from namespaces by root, and Spark on them, whose
-launches would fill the time. tests/cluster/test_broken_links.py and test_bad_links.py do it.
+Links are not cut here: that needs two hosts, which are built from namespaces by root, and Spark on them,
+whose launches would fill the time. tests/cluster/test_broken_links.py and test_bad_links.py do it.
 """
 
 import argparse
