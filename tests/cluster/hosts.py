@@ -184,7 +184,7 @@ class Hosts:
                 stderr=subprocess.STDOUT,
             )
         self.services.append(service)
-        wait_for(lambda: b"Starting Spark" in Path(log.name).read_bytes(), f"Spark's {name}", 60)
+        wait_for(lambda: b"Starting Spark" in Path(log.name).read_bytes(), f"Spark's {name}", 180)
 
 
 def call_on_driver(
