@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
@@ -97,10 +98,11 @@ def write_part(
         try:
             grown, rows, problems, rounded = _write_files(paths, columns, blocks)
         except BaseException:
-            _unlink(folder, name)
+            _unlink(glob.glob(f"{glob.escape(os.path.join(folder, name))}-*.npy"))
             raise
         if problems or not rows:
-            _unlink(folder, name)
+            # Not by a search: of many empty parts, each would list the files of all others.
+            _unlink(itertools.chain(*(file.paths for file in grown)))
             found = tuple((number, problem) for (number, _), problem in problems.items())
             return Outcome(Part(rows, ()), found)
         paths = [file.paths[0] for file in grown] + [path for file in grown for path in file.paths[1:]]
@@ -155,8 +157,8 @@ def _add(problems: dict[tuple[int, str], Problem], number: int, problem: Problem
     problems[number, problem.what] = problem
 
 
-def _unlink(folder: str, name: str) -> None:
-    for path in glob.glob(f"{glob.escape(os.path.join(folder, name))}-*.npy"):
+def _unlink(paths: Iterable[str]) -> None:
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

@@ -120,8 +120,9 @@ def train(
     with kept_random_state():
         recipe = checks.checked_recipe(configuration, algorithm)
         checks.check_moving_average(recipe, algorithm, callbacks.swaps)
-        models = [recipe.build() for _ in range(min(2, ensemble.members if ensemble else 1))]
-        finish(Outcome(models, History([], 0.0, 0), recipe))
+        count = min(2, ensemble.members if ensemble else 1)
+        # No name keeps these models: they are not to take memory beside those that are trained.
+        finish(Outcome([recipe.build() for _ in range(count)], History([], 0.0, 0), recipe))
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         made_of = structures(recipe)

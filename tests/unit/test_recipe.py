@@ -1,6 +1,7 @@
 """A copy of the user's model that was pickled is the user's model."""
 
 import pickle
+import tracemalloc
 
 import cloudpickle
 import keras
@@ -371,6 +372,21 @@ def layered(activation="relu", units=8, **dropout) -> bytes:
     hidden = keras.layers.Dense(units, activation)(inputs)
     outputs = keras.layers.Dense(2)(keras.layers.Dropout(**{"rate": 0.5, **dropout})(hidden))
     return model_to_bytes(keras.Model(inputs, outputs))
+
+
+def test_a_comparison_makes_no_copies_of_its_own():
+    model = keras.Sequential([keras.Input((500,)), keras.layers.Dense(500)])
+    recipe = Recipe.of(model, "sgd", loss="mse")
+    copy = recipe.build()
+    tracemalloc.start()
+    try:
+        recipe.compare(model, copy)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Keras makes the second array by way of another one.
+    largest = 4 * 500 * 500
+    assert 2 * largest < most < 3.5 * largest
 
 
 def test_the_structure_of_a_model_has_none_of_its_names():

@@ -95,6 +95,17 @@ def test_ranks_keep_their_rows_unless_shuffled(tmp_path):
         assert flat(epoch_of(dealt, 5)) != list(share)
 
 
+def test_an_empty_part_leaves_no_file_and_does_not_list_those_of_others(tmp_path, monkeypatch):
+    columns = [Column("x", (), "float32"), Column("text", (), "string"), Column("y", (2,), "float32")]
+    listings = []
+    for name in ("listdir", "scandir"):
+        list_all = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *path, of=list_all: listings.append(path) or of(*path))
+    outcome = write_part(str(tmp_path), "empty", columns, [])
+    assert (outcome.part.rows, outcome.part.files, listings) == (0, (), [])
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_rank_maps_only_parts_with_its_rows(tmp_path):
     shards = in_parts(tmp_path, [10, 10, 10])
     for part in (shards.parts[0], shards.parts[1]):
