@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -201,17 +202,25 @@ class ReplicatedCenter:
         self._pending = False
         self._center += self._update
 
-    def _reduced(self) -> bool:
-        """Returns whether the reduction is complete. Locked: two threads must not test one request."""
-        with self._lock:
+    def _reduced(self, blocking: bool = True) -> bool:
+        """Returns whether the reduction is complete, or False where another thread tests it.
+
+        Locked: two threads must not test one request.
+        """
+        if not self._lock.acquire(blocking):
+            return False
+        try:
             if self._request is not None and not self._request.Test():
                 return False
             self._request = None
             if not self._freed:
                 self._started.clear()
             return True
+        finally:
+            self._lock.release()
 
     def _progress(self) -> None:
         """Advances a reduction between two verbs: MPI moves messages only while it is called."""
         while self._started.wait() and not self._freed:
-            poll(self._reduced)
+            # While a verb waits, this thread sleeps: one that waited for the lock would seem to move data.
+            poll(partial(self._reduced, blocking=False))

@@ -63,6 +63,7 @@ class HalfSums:
         hosts = self._leaders.size
         self._part = -(-length // hosts)
         self._padded = np.zeros(hosts * self._part, np.float32)
+        self._neighbours_vector = np.empty(length, np.float32)
         self._sent, self._received = (np.zeros((hosts, self._part), np.uint16) for _ in range(2))
         self._own = np.empty(self._part, np.uint16)
         self._round_vector = Rounding(self._padded.size, dtype)
@@ -80,12 +81,17 @@ class HalfSums:
 
     def _steps(self, update: np.ndarray) -> Iterator[Request]:
         """Yields the requests of a sum; each follows the completion of the one before."""
+        neighbours = self._neighbours
         if self._leaders == MPI.COMM_NULL:
-            yield self._neighbours.Ireduce(update, None)
-        else:
-            yield self._neighbours.Ireduce(MPI.IN_PLACE, update)
-            yield from self._between_hosts(update)
-        yield self._neighbours.Ibcast(update)
+            yield neighbours.Isend(update, 0)
+            yield neighbours.Irecv(update, 0)
+            return
+        # Not by Ireduce and Ibcast: Open MPI cuts them in pieces of 16 KB, each of which waits for polls.
+        for rank in range(1, neighbours.size):
+            yield neighbours.Irecv(self._neighbours_vector, rank)
+            update += self._neighbours_vector
+        yield from self._between_hosts(update)
+        yield from [neighbours.Isend(update, rank) for rank in range(1, neighbours.size)]
 
     def _between_hosts(self, update: np.ndarray) -> Iterator[Request]:
         self._padded[: self._length] = update

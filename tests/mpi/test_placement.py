@@ -53,23 +53,31 @@ def placed():
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger("hvdkeras").addHandler(handler)
     results = []
-    for sharded in (None, True):
+    for algorithm, arguments in (
+        ("DOWNPOUR", {}),
+        ("DOWNPOUR", {"center_sharded": True}),
+        ("EASGD", {"exchange_dtype": "bfloat16"}),
+    ):
         model = keras.Sequential([keras.Input((700,)), keras.layers.Dense(800), keras.layers.Dense(1)])
-        trainer = hvdkeras.DOWNPOUR(
-            model, loss="mse", communication_window=1, batch_size=4, center_sharded=sharded
+        trainer = getattr(hvdkeras, algorithm)(
+            model, loss="mse", communication_window=1, batch_size=4, **arguments
         )
         trainer.train({"features": np.ones((32, 700), np.float32), "label": np.ones(32, np.float32)})
         results.append(trainer.history.saturation)
     logging.getLogger("hvdkeras").removeHandler(handler)
-    return [line for line in lines if line.startswith("the center (")], results
+    return [line for line in lines if line.startswith(("the center (", "exchange_dtype"))], results
 
 
 def test_a_training_follows_the_argument_and_says_so(on_ranks):
     (said, results), (said_by_rank_1, _) = on_ranks(2, placed)
     # On one host there is nothing to choose.
-    assert said == ["the center (2.2 MB) is spread over the hosts: center_sharded=True"]
+    assert said == [
+        "the center (2.2 MB) is spread over the hosts: center_sharded=True",
+        "exchange_dtype='bfloat16': nothing is converted on one host",
+    ]
     assert said_by_rank_1 == []
-    at_rank_0, spread = results
+    at_rank_0, spread, synchronous = results
     assert at_rank_0.ranks == 2
     assert at_rank_0.workers > 1
     assert spread is None
+    assert synchronous is None
