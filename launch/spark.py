@@ -227,12 +227,13 @@ class _SparkJob:
 def keepalive(timeout: float) -> str:
     """Lets mpirun and its daemons find out that the other's host is gone.
 
-    That takes them longer than the supervisor's `timeout`, which can say which ranks are lost.
+    That takes them longer than the supervisor's `timeout`, which can say which ranks are lost. The probes
+    alone take longer: a connection may have been idle until just before the link broke.
     """
     probes = 4
-    idle, interval = max(1, int(timeout)), max(1, int(timeout / 2 / probes))
+    interval = int(timeout / probes) + 1
     return (
-        f"-mca oob_tcp_keepalive_time {idle} -mca oob_tcp_keepalive_intvl {interval} "
+        f"-mca oob_tcp_keepalive_time {interval} -mca oob_tcp_keepalive_intvl {interval} "
         f"-mca oob_tcp_keepalive_probes {probes}"
     )
 

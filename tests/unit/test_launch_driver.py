@@ -32,6 +32,7 @@ from hvdkeras.launch.cli import main
 from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.mpirun import with_names
 from hvdkeras.launch.report import Reports
+from hvdkeras.launch.spark import keepalive
 from hvdkeras.launch.wire import Wire
 
 
@@ -325,3 +326,11 @@ def test_a_functions_names_are_its_own():
     other = with_names(remains.clear_away, tempfile=None)
     assert other.__globals__["tempfile"] is None
     assert remains.tempfile is not None
+
+
+@pytest.mark.parametrize("timeout", [0.5, 15, 600])
+def test_mpirun_bears_a_broken_link_for_longer_than_the_timeout(timeout):
+    words = keepalive(timeout).split()
+    values = {name: int(value) for name, value in zip(words[1::3], words[2::3], strict=True)}
+    assert values["oob_tcp_keepalive_intvl"] * values["oob_tcp_keepalive_probes"] > timeout
+    assert values["oob_tcp_keepalive_time"] >= 1
