@@ -221,6 +221,8 @@ def write_parquet(
         DataError: as in `write_dataframe`.
         ValueError: `path` names no Parquet data, or the store can't be written.
     """
+    from pyarrow import dataset
+
     data = open_parquet(path)
     check_names(columns, data.schema.names)
     distinct = tuple(dict.fromkeys(columns))
@@ -233,12 +235,14 @@ def write_parquet(
                 check_type(column, kind, str(kind))
     vectors = {one for one in distinct if not one.stacked and is_vector(data.schema.field(one.name).type)}
     names = [name for column in distinct for name in column.sources]
-    # Little is read ahead: the memory must not grow with the size of the files.
+    # Little is read ahead: the memory must not grow with the size of the files. Arrow's own buffer would keep
+    # all bytes of a file until its last row.
     scanner = data.scanner(
         columns=list(dict.fromkeys(names)),
         batch_size=block_rows(distinct, vectors),
         batch_readahead=4,
         fragment_readahead=1,
+        fragment_scan_options=dataset.ParquetFragmentScanOptions(pre_buffer=False),
     )
     blocks = ([_block(column, batch) for column in distinct] for batch in scanner.to_batches())
     with _new_folder(store, None if vectors else _bytes(distinct, data.count_rows())) as url:
