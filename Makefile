@@ -7,10 +7,10 @@ demo: setup
 	python examples/demo.py
 
 # The Spark tests run a second time on Spark 4, where the machine has the Java for it. Minutes are saved there by what
-# does not look at Spark: the loss of an executor, MLflow, and examples that the newest combination runs.
-ON_SPARK_4 := --deselect tests/spark/test_executor_loss.py --deselect tests/spark/test_mlflow_example.py \
-	--deselect tests/spark/test_workflow.py::test_script \
-	--deselect tests/spark/test_workflow.py::test_notebook_draws_the_training_curves
+# does not look at Spark: the loss of an executor, MLflow, columns of bytes, and the workflow, which the newest
+# combination runs.
+ON_SPARK_4 := $(addprefix --deselect tests/spark/,test_executor_loss.py test_mlflow_example.py test_decode.py \
+	test_workflow.py)
 
 test: setup
 	python -m pytest -m "not (chaos and slow)"
