@@ -1,6 +1,7 @@
 """A process above mpirun, and above orted on an executor: it ends all that they have started on its host.
 
 It does so when its command ends, or the process that started it: the driver, or an executor's `orted.py`.
+It does so at SIGTERM, too: Horovod sends it to the children of `orted.py`, and kills them five seconds on.
 It runs as a script of its own (`python keeper.py FOLDERS COMMAND`), and needs nothing of this package.
 Its standard input is a pipe that only that process holds: the end of it is the word to end the job.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl
 # mpirun and orted end their ranks in this time after a SIGTERM; then all are killed.
-TERM_SECONDS = 4.0
+TERM_SECONDS = 3.0
 PARENT_SECONDS = 0.5
 
 
@@ -35,8 +36,10 @@ def main(folders: str, command: str) -> int:
     Returns:
         The command's exit status; 128 and the number of the signal that killed it.
     """
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # who started it decides
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
     # Ranks whose mpirun or orted was killed become children of this process.
     ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
     started = subprocess.Popen(
@@ -45,7 +48,7 @@ def main(folders: str, command: str) -> int:
         stdin=subprocess.DEVNULL,
         preexec_fn=_default_signals,
     )
-    threading.Thread(target=_end_with_parent, args=(started, os.getppid()), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(started, os.getppid(), told), daemon=True).start()
     status = started.wait()
     kill_children()
     for folder in filter(None, folders.split(os.pathsep)):
@@ -58,9 +61,9 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _end_with_parent(started: subprocess.Popen, parent: int) -> None:
+def _end_with_parent(started: subprocess.Popen, parent: int, told: threading.Event) -> None:
     # A process that the parent forked may hold the pipe open: its death is seen in another way, too.
-    while not select.select([0], [], [], PARENT_SECONDS)[0] and os.getppid() == parent:
+    while not (told.is_set() or select.select([0], [], [], PARENT_SECONDS)[0]) and os.getppid() == parent:
         pass
     started.terminate()
     try:

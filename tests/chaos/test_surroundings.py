@@ -139,6 +139,8 @@ def test_fifty_launches_in_one_driver_leave_it_as_it_was(nothing_left):
         local.run(os.getpid, num_proc=1, on_message=print)
     time.sleep(1)  # the last threads see that their job is over
     fds, threads, shared = state()
-    assert (fds, threads) == before[:2]
+    # What tests before this one have started may have ended.
+    assert fds <= before[0]
+    assert threads <= before[1]
     assert [name for name in shared if name not in before[2] and "hvdkeras" in name] == []
     assert psutil.Process().memory_info().rss - memory < 30e6
