@@ -154,11 +154,7 @@ class TableCenter:
     def _copy(self, part: int, others: np.ndarray, out: np.ndarray) -> None:
         """Writes a part of the center into `out`: the elements outside the tables, given, and the tables."""
         begin = time.perf_counter()
-        place = 0
-        for run in self.layout.others:
-            length = run.stop - run.start
-            out[run] = others[place : place + length]
-            place += length
+        _put(self.layout.others, others, out)
         for number, table in enumerate(self.layout.tables):
             values = out[table.elements].reshape(table.rows, table.width)
             for rows in _row_blocks(table, table.rows):
@@ -232,7 +228,7 @@ class SelectedCenter:
         check_operands(local, vectors, self._selection.size)
         out = np.empty(self._selection.size, np.float32)
         operands = [self._others(values) for values in (local, *vectors)]
-        self._put_others(self._center.others.exchange(rule, *operands), out)
+        _put(self._selection.others, self._center.others.exchange(rule, *operands), out)
         self._center._begin_reading(self._selection)
         self._exchange_tables(rule, (local, *vectors), out)
         return out
@@ -254,17 +250,10 @@ class SelectedCenter:
         runs = self._selection.others
         return compact[runs[0]] if len(runs) == 1 else np.concatenate([compact[run] for run in runs])
 
-    def _put_others(self, values: np.ndarray, out: np.ndarray) -> None:
-        place = 0
-        for run in self._selection.others:
-            length = run.stop - run.start
-            out[run] = values[place : place + length]
-            place += length
-
     def _copy(self, others: np.ndarray) -> np.ndarray:
         begin = time.perf_counter()
         out = np.empty(self._selection.size, np.float32)
-        self._put_others(others, out)
+        _put(self._selection.others, others, out)
         center = self._center
         for number, (table, chosen) in enumerate(
             zip(center.layout.tables, self._selection.rows, strict=True)
@@ -277,6 +266,15 @@ class SelectedCenter:
                     ]
         center._seconds += time.perf_counter() - begin
         return out
+
+
+def _put(runs: Sequence[slice], values: np.ndarray, out: np.ndarray) -> None:
+    """Writes values into the runs of elements of `out`, one run after the other."""
+    place = 0
+    for run in runs:
+        length = run.stop - run.start
+        out[run] = values[place : place + length]
+        place += length
 
 
 def _row_blocks(table: Table, rows: int) -> list[slice]:
