@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +12,6 @@ if TYPE_CHECKING:
 # How long executors may take to register where the cluster doesn't say how many will come.
 REGISTRATION_SECONDS = 20.0
 POLL_SECONDS = 0.2
-
-# Distributions that must agree, and the names that each goes by.
-PACKAGES = {
-    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-rocm"),
-    "keras": ("keras",),
-    "horovod": ("horovod",),
-    "mpi4py": ("mpi4py",),
-    "numpy": ("numpy",),
-    "hvdkeras": ("hvdkeras",),
-}
 
 
 def active_context() -> SparkContext:
@@ -138,80 +125,3 @@ def _too_few(context: SparkContext, num_proc: int, free: int, found: int) -> str
         f"{beside}: its executors' cores / spark.task.cpus, or fewer where tasks need GPUs. "
         f"Received: num_proc={num_proc}, slots={found} on {context.master}"
     )
-
-
-def check_executors(context: SparkContext, num_proc: int) -> None:
-    """Compares the executors' Python and packages with the driver's, in one Spark job.
-
-    Raises:
-        ValueError: they differ, or an executor has no such Python.
-    """
-    from py4j.protocol import Py4JJavaError
-
-    tasks = max(num_proc, slots(context))
-    here, look = versions(), _look_around(PACKAGES)
-    try:
-        found = context.parallelize(range(tasks), tasks).mapPartitions(look).collect()
-    except Py4JJavaError as error:
-        if "PYTHON_VERSION_MISMATCH" in str(error) or "Python in worker has different version" in str(error):
-            raise ValueError(f"the executors run another Python than the driver. {_remedy()}") from error
-        if found := re.search(r"Cannot run program .*", str(error)):
-            raise ValueError(f"an executor could not start Python: {found[0]}. {_remedy()}") from error
-        raise
-    for host, python, there in found:
-        differences = compare(here, there)
-        if differences:
-            raise ValueError(
-                f"the executor on {host} with {python} differs from the driver: {'; '.join(differences)}. "
-                f"{_remedy()}"
-            )
-
-
-def _remedy() -> str:
-    set_to = os.environ.get("PYSPARK_PYTHON")
-    return (
-        "Every executor needs an environment with the driver's versions, and PYSPARK_PYTHON must name its "
-        f"Python before the session starts: {sys.executable} where it is the same, or one from an archive "
-        f"(docs/install.md). Received: PYSPARK_PYTHON={set_to or '(not set)'}"
-    )
-
-
-def compare(here: dict[str, str | None], there: dict[str, str | None]) -> list[str]:
-    """Tells in words where two sets of versions differ in their first two numbers."""
-    return [
-        f"{name} {there.get(name) or 'missing'} there, {version or 'missing'} here"
-        for name, version in here.items()
-        if _minor(version) != _minor(there.get(name))
-    ]
-
-
-def _minor(version: str | None) -> list[str] | None:
-    return version.split(".")[:2] if version else None
-
-
-def versions() -> dict[str, str | None]:
-    """Gives the versions of this Python and of the packages that must agree; None for a missing one."""
-    _, _, found = next(_look_around(PACKAGES)(iter(())))
-    return found
-
-
-def _look_around(packages: dict[str, tuple[str, ...]]) -> Any:
-    # Defined inside, so that it travels by value: an executor may not have this package.
-    def look(_: Any) -> Any:
-        import importlib.metadata
-        import platform
-        import socket
-        import sys
-
-        found = {"python": platform.python_version()}
-        for package, names in packages.items():
-            found[package] = None
-            for name in names:
-                try:
-                    found[package] = importlib.metadata.version(name)
-                    break
-                except importlib.metadata.PackageNotFoundError:
-                    continue
-        yield socket.gethostname(), sys.executable, found
-
-    return look

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvdkeras.launch import agent, cluster, driver, rank, remains, tasks
+from hvdkeras.launch import agent, cluster, driver, executors, rank, remains, tasks
 from hvdkeras.launch.mpirun import ONE_HOST, Mpirun, with_names
 from hvdkeras.launch.options import Options, check_num_proc, checked
 from hvdkeras.launch.output import Output
@@ -80,7 +80,7 @@ def start(task: bytes, num_proc: int, options: Options, free: int = 0) -> driver
     start_timeout = options["start_timeout"]
     deadline = begun + start_timeout
     cluster.check_slots(context, num_proc, start_timeout, free)
-    _by(deadline, start_timeout, context, lambda: cluster.check_executors(context, num_proc))
+    executors.check(context, num_proc, deadline, start_timeout)
     return driver.Ranks(
         partial(_SparkJob, context, num_proc, options, deadline),
         task,
@@ -118,6 +118,7 @@ class _SparkJob:
     def run(self) -> None:
         import horovod.spark
 
+        tasks.hasten_ends()
         run = with_names(
             horovod.spark.run, _make_spark_thread=self._spark_thread, _launch_job=self._launch_job
         )
@@ -236,42 +237,6 @@ def keepalive(timeout: float) -> str:
         f"-mca oob_tcp_keepalive_time {interval} -mca oob_tcp_keepalive_intvl {interval} "
         f"-mca oob_tcp_keepalive_probes {probes}"
     )
-
-
-def _by(deadline: float, start_timeout: float, context: SparkContext, check: Callable[[], None]) -> None:
-    """Makes a check that asks Spark, and gives up at the deadline.
-
-    Raises:
-        TimeoutError: it takes longer.
-        Exception: what the check raised.
-    """
-    from pyspark import InheritableThread
-
-    outcome: list[Exception | None] = []
-    group = f"hvdkeras-check-{time.monotonic_ns()}"
-
-    def work() -> None:
-        try:
-            context.setJobGroup(group, "hvdkeras looks at the executors", interruptOnCancel=True)
-            check()
-            outcome.append(None)
-        except Exception as error:
-            outcome.append(error)
-
-    thread = InheritableThread(target=work, name="check-executors", daemon=True)
-    thread.start()
-    try:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    finally:
-        if not outcome:
-            context.cancelJobGroup(group)
-    if not outcome:
-        raise TimeoutError(
-            f"waited start_timeout={start_timeout:g} s for the executors of {context.master} to answer "
-            "which packages they have"
-        )
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _module_paths(context: SparkContext) -> list[str]:

@@ -23,7 +23,7 @@ from hvdkeras.driver.inputs import build_from_data, check_batches, take_batch_si
 from hvdkeras.driver.launching import launch
 from hvdkeras.driver.trial import kept_random_state, try_out
 from hvdkeras.history import History, timeline
-from hvdkeras.launch import local
+from hvdkeras.launch import executors, local
 from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.models import targets, vector
 from hvdkeras.models.recipe import Recipe
@@ -108,6 +108,9 @@ def train(
         TrainingError: a rank failed.
     """
     started = time.monotonic()
+    on_spark = sources.has_executors(request.data)
+    if on_spark and request.ranks is None:
+        executors.ask(request.data.sparkSession.sparkContext, num_workers)
     checks.check_request(configuration, request.validation_data, request.resume)
     checks.check_center(configuration, algorithm)
     for data in (request.data, request.validation_data):
@@ -159,7 +162,6 @@ def train(
             order = data.order(algorithm.communication_window)
             size = None if ensemble else num_workers
             local.once(warn_of_changes, configuration.checkpoint, order, size, configuration.num_epoch)
-        on_spark = sources.has_executors(request.data)
         with _others_prepare():
             results, restarts = launch(configuration, spec, on_spark, request.ranks, on_message)
     history = _history(results, time.monotonic() - started, shards.rows, restarts)

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from hvdkeras.launch.cluster import is_connect
-from hvdkeras.ml.transport import Artifact
+from hvdkeras.ml.artifact import Artifact
 
 CHUNK_BYTES = 1 << 22
 # Chunks in one Parquet file, and in one job that reads them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -224,15 +223,6 @@ def compiled(model: Any, inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
         return keras.tree.flatten(flat(list(tensors), training=False))
 
     return call
-
-
-def content_key(*parts: bytes) -> str:
-    """Returns a hash of the parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def spark_type(tensor: Tensor) -> str:

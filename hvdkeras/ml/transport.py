@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -16,7 +13,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from hvdkeras.launch.cluster import is_connect
-from hvdkeras.ml.scoring import Scoring, content_key
+from hvdkeras.ml.artifact import Artifact, content_key
+from hvdkeras.ml.scoring import Scoring
 
 logger = logging.getLogger("hvdkeras")
 
@@ -46,36 +44,6 @@ def bound_batches(session: SparkSession, numbers: int) -> None:
         "%s of this session is %d now (it was %d): a row has %d numbers, and a batch at most %d MB",
         BATCH_ROWS, limit, current, numbers, BATCH_BYTES >> 20,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file that Spark Connect copies to the executors; `value` reads a pickle, as a broadcast's does."""
-
-    name: str
-
-    @classmethod
-    def of(cls, session: Any, content: bytes) -> Artifact:
-        """Sends a file; the session sends it in parts of 32 KB."""
-        artifact = cls(f"hvdkeras-{content_key(content)}")
-        with tempfile.TemporaryDirectory(prefix="hvdkeras-") as folder:
-            path = os.path.join(folder, artifact.name)
-            with open(path, "wb") as file:
-                file.write(content)
-            session.addArtifacts(path, file=True)
-        return artifact
-
-    @property
-    def path(self) -> str:
-        """Where an executor has the file."""
-        from pyspark import SparkFiles
-
-        return SparkFiles.get(self.name)
-
-    @property
-    def value(self) -> Any:
-        with open(self.path, "rb") as file:
-            return pickle.load(file)
 
 
 class Shipment:

@@ -63,6 +63,8 @@ def run(spec: TrainingSpec) -> Result:
         comm = MPI.COMM_WORLD.Split(0 if working else MPI.UNDEFINED, this.rank)
     if not working:
         return Result([])
+    with rank.importing():
+        import hvdkeras.rank.training  # noqa: F401
     train = _train_one if spec.ensemble is None else _train_members
     result = train(spec, comm, device, threads)
     comm.Free()

@@ -1,6 +1,5 @@
 """What is refused before a launch, and the connections between ranks and driver without MPI."""
 
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -20,10 +19,11 @@ from hvdkeras.launch import (
     agent,
     checks,
     cluster,
-    events,
+    executors,
     gpu,
     libraries,
     local,
+    middleman,
     remains,
     report,
     spark,
@@ -114,8 +114,8 @@ def test_slots_that_the_configuration_allows(conf, slots):
 def test_versions_differ_by_their_first_two_numbers():
     here = {"python": "3.11.7", "numpy": "2.0.2", "keras": "3.15.1", "horovod": "0.28.1"}
     there = {"python": "3.11.2", "numpy": "1.26.4", "keras": None, "horovod": "0.28.1"}
-    assert cluster.compare(here, here) == []
-    assert cluster.compare(here, there) == [
+    assert executors.compare(here, here) == []
+    assert executors.compare(here, there) == [
         "numpy 1.26.4 there, 2.0.2 here",
         "keras missing there, 3.15.1 here",
     ]
@@ -233,18 +233,20 @@ def test_the_doctor_asks_for_a_compiled_horovod_only_where_gpus_are(devices, com
 
 def _wait(event, reached):
     event.wait()
-    reached.send("set")
+    reached.send(hasattr(sys.modules["__mp_main__"], "__file__"))
 
 
-def test_an_event_of_pipes_reaches_a_spawned_process():
-    context = multiprocessing.get_context("spawn")
-    event = events.PipeEvent(context)
+def test_an_event_of_pipes_reaches_a_process_without_this_ones_main_module():
+    context, main = middleman.get_context("spawn"), sys.modules["__main__"]
+    event = middleman.PipeEvent(context)
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_wait, args=(event, writer))
     process.start()
+    assert sys.modules["__main__"] is main
     assert not reader.poll(0.2)
     event.set()
     assert reader.poll(60)
+    assert reader.recv() is False
     process.join(60)
     assert process.exitcode == 0
 
