@@ -188,26 +188,30 @@ def trained(python: str, way: str, name: str, folder: str, epochs: int, limit: f
 
 def train(options) -> None:
     pythons = {"ours": sys.executable, "elephas": options.elephas, "torch": options.torch}
+    ways = [way for way in options.ways if pythons[WAYS[way]] is not None]
     print(f"\n{'model':7} {'':20} {'seconds':>8} {'of Keras':>9} {'accuracy':>9} {'driver MB':>10}")
     for name in options.models:
         rows, epochs = MODELS[name]
         with tempfile.TemporaryDirectory(prefix="hvdkeras-benchmark-") as folder:
             write_rows(Path(folder), options.data, name, rows)
-            alone = None
-            for way in options.ways:
-                python = pythons[WAYS[way]]
-                if python is None:
-                    continue
-                found = trained(python, way, name, folder, epochs, options.limit)
-                if isinstance(found, str):
-                    print(f"{name:7} {way:20} {found}", flush=True)
-                    continue
-                alone = found[0] if way == "Keras" else alone
-                ratio = "" if alone is None else f"{found[0] / alone:9.2f}"
-                print(
-                    f"{name:7} {way:20} {found[0]:8.1f} {ratio:>9} {found[1]:9.3f} {found[2]:10.0f}",
-                    flush=True,
-                )
+            # In turn, so that a machine that changes its speed changes that of all.
+            found = [
+                [trained(pythons[WAYS[way]], way, name, folder, epochs, options.limit) for way in ways]
+                for _ in range(options.repetitions)
+            ]
+        show_trained(name, dict(zip(ways, zip(*found, strict=True), strict=True)))
+
+
+def show_trained(name: str, found: dict[str, tuple[list[float] | str, ...]]) -> None:
+    alone = None
+    for way, each in found.items():
+        if failures := [one for one in each if isinstance(one, str)]:
+            print(f"{name:7} {way:20} {failures[0]}", flush=True)
+            continue
+        seconds, accuracy, megabytes = np.median(each, axis=0)
+        alone = seconds if way == "Keras" else alone
+        ratio = "" if alone is None else f"{seconds / alone:9.2f}"
+        print(f"{name:7} {way:20} {seconds:8.1f} {ratio:>9} {accuracy:9.3f} {megabytes:10.0f}", flush=True)
 
 
 def exchange(options) -> None:
@@ -236,6 +240,7 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--elephas", help="Python of an environment with Elephas")
     parser.add_argument("--torch", help="Python of an environment with torch and keras")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each training")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a training")
     options = parser.parse_args()
     if "training" in options.only and options.data is None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyspark import SparkConf, SparkContext
+    from pyspark import RDD, SparkConf, SparkContext
 
 # How long executors may take to register where the cluster doesn't say how many will come.
 REGISTRATION_SECONDS = 20.0
 POLL_SECONDS = 0.2
+# Of a session whose errors in functions leave out pyspark's own frames, as they do by default.
+SQL_VARIABLE = "SPARK_SIMPLIFIED_TRACEBACK"
+_environment = threading.Lock()
 
 
 def active_context() -> SparkContext:
@@ -125,3 +129,21 @@ def _too_few(context: SparkContext, num_proc: int, free: int, found: int) -> str
         f"{beside}: its executors' cores / spark.task.cpus, or fewer where tasks need GPUs. "
         f"Received: num_proc={num_proc}, slots={found} on {context.master}"
     )
+
+
+def collect(rdd: RDD[Any]) -> list[Any]:
+    """Runs a job of this package in the Python processes that Spark SQL's functions have.
+
+    An executor has a Python daemon for each set of environment variables, whose start takes a second or two.
+    SQL's functions have one variable more than those of an RDD have.
+    """
+    environment = rdd.context.environment
+    with _environment:
+        own = SQL_VARIABLE in environment
+        environment.setdefault(SQL_VARIABLE, "1")
+        try:
+            rdd._jrdd  # noqa: B018 (makes Spark's function, which keeps a copy of the variables)
+        finally:
+            if not own:
+                del environment[SQL_VARIABLE]
+    return rdd.collect()

@@ -149,4 +149,5 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 def rank_variables(env: Mapping[str, str] | None) -> dict[str, str]:
     """Lists the variables that every rank gets: those of `environment`, then the caller's."""
-    return {**environment.UNSCHEDULED, **environment.variables(), **(env or {})}
+    defaults = {**environment.UNSCHEDULED, **environment.PLAIN_DISTUTILS}
+    return {**defaults, **environment.variables(), **(env or {})}

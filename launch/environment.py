@@ -41,6 +41,10 @@ TUNING = {
 # counts one slot for a task, however many cores it has, and would start orted by srun.
 UNSCHEDULED = {"OMPI_MCA_ras": "^slurm,tm,gridengine,lsf,alps,loadleveler", "OMPI_MCA_plm": "rsh"}
 
+# TensorFlow and pyspark import distutils, in whose place setuptools puts its own: all of it is imported then.
+# A later Python has none but that of setuptools.
+PLAIN_DISTUTILS = {"SETUPTOOLS_USE_DISTUTILS": "stdlib"} if sys.version_info < (3, 12) else {}
+
 # A user who tunes a library in the shell expects the ranks to see it.
 FORWARDED = ("OMPI_MCA_", "UCX_", "HOROVOD_", "NCCL_", "TF_", "KERAS_", "XLA_", "OMP_")
 

@@ -111,7 +111,7 @@ class _Question:
         try:
             context.setJobGroup(self._group, "hvdkeras looks at the executors", interruptOnCancel=True)
             look = _look_around(PACKAGES)
-            self._found = context.parallelize(range(tasks), tasks).mapPartitions(look).collect()
+            self._found = cluster.collect(context.parallelize(range(tasks), tasks).mapPartitions(look))
         except Exception as error:
             self._error = error
 

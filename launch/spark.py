@@ -213,7 +213,7 @@ class _SparkJob:
                 if self._ended:
                     raise RuntimeError("the job was ended before its Spark tasks were started")
                 rows = context.range(0, numSlices=settings.num_proc)
-                results.put(rows.mapPartitionsWithIndex(tasks.prepared(mapper, self._way)).collect())
+                results.put(cluster.collect(rows.mapPartitionsWithIndex(tasks.prepared(mapper, self._way))))
             except Exception as error:
                 if not self._ended:
                     log.info("the Spark job of the ranks has failed: %s", error)

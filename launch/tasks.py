@@ -43,12 +43,14 @@ def prepared(
         safe_shell_exec._create_event = middleman.PipeEvent
         safe_shell_exec.multiprocessing = middleman
         BasicTaskClient.wait_for_command_termination.__defaults__ = (tasks.ASK_SECONDS,)
+        # Other tasks, the user's too, get this process next.
+        before = dict(os.environ)
         os.environ.update(variables)
         try:
             yield from cloudpickle.loads(packed)(index, rows)
         finally:
-            for name in variables:
-                os.environ.pop(name, None)
+            os.environ.clear()
+            os.environ.update(before)
 
     return mapped
 
