@@ -133,13 +133,13 @@ def importing() -> Iterator[None]:
     TensorFlow and Keras make several hundred thousand objects, which stay. The collector looks at them again
     and again while they are imported, a fifth of the time that it takes.
     """
-    collects = gc.isenabled()
+    collects, has_keras = gc.isenabled(), "keras" in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        if _driver is not None:
-            # All of the process is ours: there is nobody's garbage among it.
+        if _driver is not None and not has_keras and "keras" in sys.modules:
+            # Once in a rank, before it has trained: there is no garbage among what is not looked at any more.
             gc.freeze()
         if collects:
             gc.enable()

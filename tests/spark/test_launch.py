@@ -1,5 +1,6 @@
 """Launches on Spark executors: what is looked at first, what comes back, what a failing rank leaves."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,9 +9,10 @@ import textwrap
 import time
 
 import psutil
+import pyarrow as pa
 import pytest
 
-from hvdkeras.launch import cluster, environment, rank
+from hvdkeras.launch import cluster, environment, executors, rank
 from hvdkeras.launch import spark as launch
 from hvdkeras.launch.driver import MARK
 from hvdkeras.launch.failure import TrainingError
@@ -26,7 +28,10 @@ def test_results_messages_and_logs(spark, no_process_left, capsys):
         me = MPI.COMM_WORLD.rank
         rank.send(me)
         print(word, os.environ["GREETED"], os.environ["UCX_LOG_LEVEL"])
-        return me, MPI.COMM_WORLD.allreduce(1), os.environ["OPAL_PREFIX"]
+        with rank.importing():
+            import keras  # noqa: F401
+        collector = gc.isenabled(), gc.get_freeze_count() > 100_000
+        return me, MPI.COMM_WORLD.allreduce(1), os.environ["OPAL_PREFIX"], collector
 
     messages = []
     results = launch.run(
@@ -36,12 +41,14 @@ def test_results_messages_and_logs(spark, no_process_left, capsys):
         env={"GREETED": "world"},
         on_message=lambda sender, message: messages.append((sender, message)),
     )
-    assert results == [(i, 2, str(environment.prefix())) for i in (0, 1)]
+    assert results == [(i, 2, str(environment.prefix()), (True, True)) for i in (0, 1)]
     assert sorted(messages) == [(0, 0), (1, 1)]
     printed = capsys.readouterr().err.splitlines()
     assert sorted(line for line in printed if "hello" in line) == [
         f"[rank {i}, {os.uname().nodename}] hello world fatal" for i in (0, 1)
     ]
+    variables = cluster.collect(spark.sparkContext.range(1).mapPartitions(lambda _: os.environ))
+    assert [name for name in variables if name.startswith(("HOROVOD_", "HVDKERAS_"))] == []
 
 
 FAILURES = {
@@ -88,6 +95,30 @@ def test_executors_with_other_packages_are_refused(spark, monkeypatch):
         ValueError, match=r"differs from the driver: tensorflow missing there.*PYSPARK_PYTHON"
     ):
         launch.run(os.getpid, num_proc=2)
+
+
+def test_executors_are_asked_once(spark):
+    context = spark.sparkContext
+    executors.ask(context, 2)
+    question = executors._last
+    for _ in range(2):
+        executors.check(context, 2, time.monotonic() + 60, 60)
+    assert executors._last is question
+    assert len(context.statusTracker().getJobIdsForGroup(question._group)) == 1
+
+
+def test_jobs_of_ranks_and_of_shards_share_a_python_daemon(spark):
+    def parents(batches):
+        for _ in batches:
+            yield pa.RecordBatch.from_pydict({"parent": [os.getppid()]})
+
+    context = spark.sparkContext
+    before = dict(context.environment)
+    of_rdds = set(cluster.collect(context.range(2).mapPartitions(lambda _: [os.getppid()])))
+    of_sql = {row.parent for row in spark.range(2).mapInArrow(parents, "parent long").collect()}
+    assert of_rdds == of_sql
+    assert len(of_sql) == 1
+    assert context.environment == before
 
 
 def test_executors_without_the_python_are_refused(spark, monkeypatch):

@@ -56,6 +56,14 @@ def test_keras_loads_three_libraries_at_their_first_use():
     assert done.stdout.strip() == "all there", done.stderr
 
 
+def test_trainers_load_no_pandas():
+    program = (
+        "import sys, hvdkeras.trainers; print([name for name in ('pandas', 'keras') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_a_rank_that_leaves_loses_nothing(tmp_path):
     program = f"""
         import atexit, threading, time
