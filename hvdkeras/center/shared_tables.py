@@ -10,34 +10,98 @@ from mpi4py import MPI
 from hvdkeras.center.chunks import check_shared_memory
 from hvdkeras.models.tables import Table
 
+# Rows of a table: some of them by their numbers, or a run.
+Rows = np.ndarray | slice
+
 
 class SharedTables:
     """The memory of the tables, at rank 0, in which all ranks read and write.
 
-    Attributes:
-        rank: this rank.
-        values: of each table the center's and the slots' values, shape `(1 + slots, rows, width)`.
-        flags: of each table, for each rank, which rows other ranks have changed, shape `(ranks, rows)`, bool.
+    It holds the values of the center (part 0) and of its slots (part 1, 2, ...), and flags for each rank,
+    which rows others have changed. Whoever calls `read`, `write` or `flag` holds the table's lock.
+
+    Args:
+        comm: communicator of the ranks.
+        tables: where the tables are in a vector.
+        parts: 1 + slots.
+        timeout: seconds that a wait for the other ranks may take.
     """
 
     def __init__(self, comm: MPI.Comm, tables: Sequence[Table], parts: int, timeout: float):
-        self.rank = comm.rank
-        sizes = [4 * parts * table.rows * table.width for table in tables]
-        size = sum(sizes) + sum(comm.size * table.rows for table in tables)
+        self._rank, self._size = comm.rank, comm.size
+        size = table_bytes(tables, parts, comm.size)
         if comm.size > 1:
             check_shared_memory(comm, -(-size // 4), 1, timeout)
         self._window = MPI.Win.Allocate_shared(size if comm.rank == 0 else 0, 1, comm=comm)
         memory = np.frombuffer(self._window.Shared_query(0)[0], np.uint8)
-        self.values, self.flags = [], []
-        place, end = 0, sum(sizes)
-        for table, length in zip(tables, sizes, strict=True):
-            values = memory[place : place + length].view(np.float32)
-            self.values.append(values.reshape(parts, table.rows, table.width))
-            flags = memory[end : end + comm.size * table.rows].view(np.bool_)
-            self.flags.append(flags.reshape(comm.size, table.rows))
-            place, end = place + length, end + comm.size * table.rows
+        self._values, self._flags = views(memory, tables, parts, comm.size)
+
+    def fill(self, number: int, part: int, values: np.ndarray) -> None:
+        """Sets, on rank 0, a part's first values of a table, shape `(rows, width)`, and flags all rows.
+
+        Ranks need not begin with the center's weights.
+        """
+        self._values[number][part] = values
+        self._flags[number][:] = True
+
+    def read(self, number: int, rows: Rows, parts: slice = slice(None)) -> np.ndarray:
+        """Returns a copy of some rows, shape `(parts, rows, width)`."""
+        found = self._values[number][parts, rows]
+        return found.copy() if isinstance(rows, slice) else found
+
+    def write(self, number: int, rows: Rows, values: np.ndarray) -> None:
+        """Sets all parts of some rows, shape `(parts, rows, width)`."""
+        self._values[number][:, rows] = values
+
+    def changed(self, number: int) -> np.ndarray:
+        """Returns for each row whether it is flagged for this rank, shape `(rows,)`, bool."""
+        return self._flags[number][self._rank]
+
+    def unflag(self, number: int, rows: Rows) -> None:
+        """Takes this rank's flags back from some rows."""
+        self._flags[number][self._rank][rows] = False
+
+    def flag(self, number: int, rows: np.ndarray) -> None:
+        """Flags some rows, given by their numbers, for all other ranks."""
+        for rank in range(self._size):
+            if rank != self._rank:
+                self._flags[number][rank][rows] = True
 
     def free(self) -> None:
         """Frees the memory. Collective."""
-        self.values, self.flags = [], []
+        self._values, self._flags = [], []
         self._window.Free()
+
+
+def table_bytes(tables: Sequence[Table], parts: int, size: int) -> int:
+    """Counts the bytes of all values and flags."""
+    return sum((4 * parts * table.width + size) * table.rows for table in tables)
+
+
+def views(
+    memory: np.ndarray, tables: Sequence[Table], parts: int, size: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Cuts memory into the values of the tables, and behind all of them the flags.
+
+    Args:
+        memory: shape `(bytes,)`, uint8.
+        tables: the tables.
+        parts: 1 + slots.
+        size: number of ranks.
+
+    Returns:
+        Of each table the values, shape `(parts, rows, width)`, float32, and the flags, shape `(ranks, rows)`,
+        bool.
+    """
+    values, flags = [], []
+    place = 0
+    for table in tables:
+        length = 4 * parts * table.rows * table.width
+        part_of_all = memory[place : place + length].view(np.float32)
+        values.append(part_of_all.reshape(parts, table.rows, table.width))
+        place += length
+    for table in tables:
+        length = size * table.rows
+        flags.append(memory[place : place + length].view(np.bool_).reshape(size, table.rows))
+        place += length
+    return values, flags

@@ -1,9 +1,9 @@
-"""A center of which ranks on one host exchange only the rows of tables that are not at rest.
+"""A center of which ranks exchange only the rows of tables that are not at rest.
 
 A row is at rest for a rank if neither the rank nor another one has changed it since the rank's exchange of it
 before. An exchange of a row at rest changes nothing, if the algorithm says so (`Algorithm.settles`), so that
-it is left out. The elements that belong to no table are in a WindowCenter; the tables are in memory that the
-ranks share, with a flag for each row and rank, by which a rank finds what the others have changed.
+it is left out. The elements that belong to no table are in a WindowCenter. The tables are in the memory of
+rank 0, with a flag for each row and rank, by which a rank finds what the others have changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from contextlib import contextmanager
 import numpy as np
 from mpi4py import MPI
 
+from hvdkeras.center.chunks import on_one_host
 from hvdkeras.center.contents import Contents
+from hvdkeras.center.remote_tables import RemoteTables
 from hvdkeras.center.shared_tables import SharedTables
 from hvdkeras.center.ticket_locks import TicketLocks
 from hvdkeras.center.vectors import (
@@ -33,7 +35,7 @@ from hvdkeras.mpi.waiting import wait
 
 
 class TableCenter:
-    """A center in shared memory at rank 0, with the verbs of a WindowCenter for the whole vector.
+    """A center in the memory of rank 0, with the verbs of a WindowCenter for the whole vector.
 
     `at` returns the center of some rows only, which an algorithm exchanges with. No update is lost, and a
     reader sees all of an update of a row or none of it.
@@ -41,7 +43,7 @@ class TableCenter:
     Making, finishing and freeing a center is collective.
 
     Args:
-        comm: communicator of the ranks, which are all on one host.
+        comm: communicator of the ranks.
         initial: vector of shape `(n,)`, float32, that the center starts from. Rank 0's values are used.
         layout: where the tables are. At least one element is in none of them.
         slots: number of vectors beside the center, which start with zeros; or their first values, shape
@@ -74,17 +76,16 @@ class TableCenter:
         self._parts = len(first)
         more = np.stack(first[1:]) if self._parts > 1 else 0
         self.others = WindowCenter(comm, first[0], more, timeout=timeout)
-        self._tables = SharedTables(comm, layout.tables, self._parts, timeout)
         self._locks = TicketLocks(comm, [0] * len(layout.tables), timeout)
+        memory = comm, layout.tables, self._parts, timeout
+        on_one = on_one_host(comm)
+        self._tables = SharedTables(*memory) if on_one else RemoteTables(*memory, self._locks.requested)
         self._seconds, self._freed = 0.0, False
         if comm.rank == 0:
-            for values, flags, table in zip(
-                self._tables.values, self._tables.flags, layout.tables, strict=True
-            ):
-                for part, first_values in enumerate((initial, *contents.slots)):
-                    values[part] = first_values[table.elements].reshape(table.rows, table.width)
-                # Ranks need not begin with the center's weights.
-                flags[:] = True
+            for number, table in enumerate(layout.tables):
+                for part, values in enumerate((initial, *contents.slots)):
+                    values = values[table.elements].reshape(table.rows, table.width)
+                    self._tables.fill(number, part, values)
         wait(comm.Ibarrier().Test, timeout, f"all {comm.size} ranks: the center's first values")
 
     @property
@@ -97,7 +98,7 @@ class TableCenter:
 
     def changed(self, number: int) -> np.ndarray:
         """Returns for each row of a table whether another rank has changed it, shape `(rows,)`, bool."""
-        return self._tables.flags[number][self._tables.rank]
+        return self._tables.changed(number)
 
     def at(self, selection: Selection) -> SelectedCenter:
         """Returns the center of the selected rows; an exchange with it puts them at rest for this rank."""
@@ -148,8 +149,8 @@ class TableCenter:
         No lock is needed: who flags a row later has it flagged; who did so before has changed it under the
         lock, which this rank acquires after him.
         """
-        for flags, chosen in zip(self._tables.flags, selection.rows, strict=True):
-            flags[self._tables.rank][slice(None) if chosen is None else chosen] = False
+        for number, chosen in enumerate(selection.rows):
+            self._tables.unflag(number, slice(None) if chosen is None else chosen)
 
     def _copy(self, part: int, others: np.ndarray, out: np.ndarray) -> None:
         """Writes a part of the center into `out`: the elements outside the tables, given, and the tables."""
@@ -159,7 +160,7 @@ class TableCenter:
             values = out[table.elements].reshape(table.rows, table.width)
             for rows in _row_blocks(table, table.rows):
                 with self._acquired(number):
-                    values[rows] = self._tables.values[number][part, rows]
+                    values[rows] = self._tables.read(number, rows, slice(part, part + 1))[0]
         self._seconds += time.perf_counter() - begin
 
     def _exchange_table(
@@ -172,24 +173,18 @@ class TableCenter:
     ) -> None:
         """Applies a rule to the selected rows of a table, some rows after the other."""
         table, chosen = self.layout.tables[number], selection.rows[number]
-        values, flags = self._tables.values[number], self._tables.flags[number]
-        others = [rank for rank in range(self.size) if rank != self._tables.rank]
         first = selection.tables[number].start
         for block in _row_blocks(table, table.rows if chosen is None else chosen.size):
             rows = block if chosen is None else chosen[block]
             piece = slice(first + block.start * table.width, first + block.stop * table.width)
             with self._acquired(number):
-                before = values[:, rows]
+                before = self._tables.read(number, rows)
                 held = before.reshape(self._parts, -1).copy()
                 apply_rule(rule, vectors, held, piece, out)
                 held = held.reshape(before.shape)
-                has_changed = (held != before).any(axis=(0, 2))
-                values[:, rows] = held
-                for rank in others:
-                    if chosen is None:
-                        flags[rank][rows] |= has_changed
-                    else:
-                        flags[rank][rows[has_changed]] = True
+                has_changed = np.flatnonzero((held != before).any(axis=(0, 2)))
+                self._tables.write(number, rows, held)
+                self._tables.flag(number, block.start + has_changed if chosen is None else rows[has_changed])
 
 
 class SelectedCenter:
@@ -260,10 +255,9 @@ class SelectedCenter:
         ):
             values = out[self._selection.tables[number]].reshape(-1, table.width)
             for block in _row_blocks(table, len(values)):
+                rows = block if chosen is None else chosen[block]
                 with center._acquired(number):
-                    values[block] = center._tables.values[number][
-                        0, block if chosen is None else chosen[block]
-                    ]
+                    values[block] = center._tables.read(number, rows, slice(0, 1))[0]
         center._seconds += time.perf_counter() - begin
         return out
 

@@ -22,7 +22,6 @@ from hvdkeras.callbacks.recording import HistoryRecorder
 from hvdkeras.callbacks.row_exchange import RowExchange
 from hvdkeras.callbacks.trained_weights import TrainedWeights
 from hvdkeras.center import placement
-from hvdkeras.center.chunks import on_one_host
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.replicated import ReplicatedCenter
 from hvdkeras.center.tables import TableCenter
@@ -166,7 +165,7 @@ def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents,
         demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps)
         with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
             layout = tables_of(replica.model)
-            if layout.tables and settles(algorithm) and not spec.center_sharded and on_one_host(comm):
+            if layout.tables and settles(algorithm) and not spec.center_sharded:
                 center = TableCenter(comm, first.center, layout, slots, timeout=spec.timeout)
             else:
                 sharded = placement.decide(comm, demand, spec.center_sharded, spec.timeout)

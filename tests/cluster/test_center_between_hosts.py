@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import table_exchanges
 
 from ranks import RanksFailed
 
@@ -42,6 +43,16 @@ def test_no_push_is_lost(on_hosts, each, length, pushes, sharded):
         assert neighbours == each
         assert low == high == 2 * each * pushes
         assert exchanges == pushes
+
+
+def test_every_algorithm_that_settles_exchanges_rows_as_the_dense_way(on_hosts):
+    # Of a turn's exchange: this rank's 3 + 1 rows and those of the other three, and 7 elements in no table.
+    for sizes in on_hosts(2, table_exchanges.every_algorithm_is_as_the_dense_way):
+        assert all(0 < size <= 7 + 3 * 4 * (3 + 1) for size in sizes)
+
+
+def test_a_training_between_hosts_exchanges_rows(on_hosts):
+    on_hosts(1, table_exchanges.two_ranks_train_as_keras_does, timeout=300)
 
 
 def in_half_precision(length, pushes):
