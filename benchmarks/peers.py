@@ -192,6 +192,7 @@ def train(options) -> None:
     print(f"\n{'model':7} {'':20} {'seconds':>8} {'of Keras':>9} {'accuracy':>9} {'driver MB':>10}")
     for name in options.models:
         rows, epochs = MODELS[name]
+        epochs = options.epochs or epochs
         with tempfile.TemporaryDirectory(prefix="hvdkeras-benchmark-") as folder:
             write_rows(Path(folder), options.data, name, rows)
             # In turn, so that a machine that changes its speed changes that of all.
@@ -240,6 +241,7 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--elephas", help="Python of an environment with Elephas")
     parser.add_argument("--torch", help="Python of an environment with torch and keras")
+    parser.add_argument("--epochs", type=int, help="of each training, by default those of its model")
     parser.add_argument("--repetitions", type=int, default=3, help="of each training")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a training")
     options = parser.parse_args()

@@ -71,6 +71,7 @@ def check(context: SparkContext, num_proc: int, deadline: float, start_timeout: 
     for host, python, there in found:
         differences = compare(here, there)
         if differences:
+            _last = None  # they may have been mended when they are asked again
             raise ValueError(
                 f"the executor on {host} with {python} differs from the driver: {'; '.join(differences)}. "
                 f"{_remedy()}"
