@@ -55,7 +55,10 @@ class RowExchange(Exchange):
         chosen = []
         for number, touched in enumerate(self._weights.touched):
             rows = touched.rows()
-            chosen.append(None if rows is None else np.flatnonzero(rows | self._center.changed(number)))
+            if rows is not None:
+                rows = np.flatnonzero(rows | self._center.changed(number))
+            is_few = rows is not None and rows.size <= self._center.row_limit(number)
+            chosen.append(rows if is_few else None)
         return Selection(self._center.layout, chosen)
 
     def _whole(self, name: str, value: object, selection: Selection) -> object:

@@ -12,6 +12,10 @@ from hvdkeras.center.progress_thread import ProgressThread
 from hvdkeras.center.shared_tables import Rows, table_bytes, views
 from hvdkeras.models.tables import Table
 
+# Each row is several one-sided calls, which take about as long as the transfer of this many bytes in one.
+# Measured: 2,048 rows of 1,000,000 x 32 took 0.52 s to push and pull, the whole table 0.77 s.
+BYTES_FOR_A_ROW = 1 << 16
+
 
 class RemoteTables:
     """As SharedTables. Only the rows, and the flags that are read or changed, cross the network.
@@ -77,6 +81,11 @@ class RemoteTables:
     def flag(self, number: int, rows: np.ndarray) -> None:
         """As SharedTables's."""
         self._put_flags(number, rows, [rank for rank in range(self._size) if rank != self._rank], True)
+
+    def row_limit(self, number: int) -> int:
+        """Returns up to how many rows are exchanged sooner than the whole table."""
+        table = self._tables[number]
+        return 4 * table.rows * table.width // BYTES_FOR_A_ROW
 
     def free(self) -> None:
         """As SharedTables's."""

@@ -67,6 +67,10 @@ class SharedTables:
             if rank != self._rank:
                 self._flags[number][rank][rows] = True
 
+    def row_limit(self, number: int) -> int:
+        """Returns up to how many rows are exchanged sooner than the whole table: here any number."""
+        return self._values[number].shape[1]
+
     def free(self) -> None:
         """Frees the memory. Collective."""
         self._values, self._flags = [], []

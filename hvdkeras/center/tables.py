@@ -100,6 +100,10 @@ class TableCenter:
         """Returns for each row of a table whether another rank has changed it, shape `(rows,)`, bool."""
         return self._tables.changed(number)
 
+    def row_limit(self, number: int) -> int:
+        """Returns up to how many rows of a table are exchanged sooner than all of it."""
+        return self._tables.row_limit(number)
+
     def at(self, selection: Selection) -> SelectedCenter:
         """Returns the center of the selected rows; an exchange with it puts them at rest for this rank."""
         return SelectedCenter(self, selection)
