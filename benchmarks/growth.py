@@ -81,9 +81,10 @@ def session():
 def frame(partitions: int):
     from pyspark.sql import functions
 
+    rows = session().range(0, 20_000, 1, partitions)
     numbers = functions.array(*(functions.rand(number).cast("float") for number in range(10)))
     label = (functions.col("id") % 2).cast("int").alias("label")
-    return session().range(0, 20_000, 1, partitions).select(numbers.alias("features"), label)
+    return rows.select(numbers.alias("features"), label)
 
 
 def arrays(rows: int) -> dict:
