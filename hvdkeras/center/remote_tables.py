@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hvdkeras.center.progress_thread import ProgressThread
-from hvdkeras.center.shared_tables import Rows, table_bytes, views
+from hvdkeras.center.shared_tables import Rows, begins, table_bytes, views
 from hvdkeras.models.tables import Table
 
 # Each row is several one-sided calls, which take about as long as the transfer of this many bytes in one.
@@ -39,11 +39,7 @@ class RemoteTables:
         self._rank, self._size, self._parts, self._tables = comm.rank, comm.size, parts, tables
         size = table_bytes(tables, parts, comm.size) if comm.rank == 0 else 0
         self._window = MPI.Win.Allocate(size, 1, comm=comm)
-        # Where values and flags of each table begin, in bytes.
-        lengths = [4 * parts * table.rows * table.width for table in tables]
-        lengths += [comm.size * table.rows for table in tables]
-        begins = np.cumsum([0, *lengths[:-1]])
-        self._values, self._flags = begins[: len(tables)], begins[len(tables) :]
+        self._values, self._flags = begins(tables, parts, comm.size)
         self._progress = ProgressThread(comm, timeout, requested if comm.rank == 0 else None)
 
     def fill(self, number: int, part: int, values: np.ndarray) -> None:
@@ -55,16 +51,16 @@ class RemoteTables:
 
     def read(self, number: int, rows: Rows, parts: slice = slice(None)) -> np.ndarray:
         """As SharedTables's."""
-        chosen = range(self._parts)[parts]
-        found = np.empty((len(chosen), self._count(number, rows), self._tables[number].width), np.float32)
-        with self._opened(number), self._of_rows(number, rows, chosen) as target:
+        chosen, numbers = range(self._parts)[parts], self._numbers(number, rows)
+        found = np.empty((len(chosen), numbers.size, self._tables[number].width), np.float32)
+        with self._opened(number), self._of_rows(number, numbers, chosen) as target:
             self._window.Get([found, found.nbytes, MPI.BYTE], 0, target)
         return found
 
     def write(self, number: int, rows: Rows, values: np.ndarray) -> None:
         """As SharedTables's."""
-        values = np.ascontiguousarray(values)
-        with self._opened(number), self._of_rows(number, rows, range(self._parts)) as target:
+        values, numbers = np.ascontiguousarray(values), self._numbers(number, rows)
+        with self._opened(number), self._of_rows(number, numbers, range(self._parts)) as target:
             self._window.Put([values, values.nbytes, MPI.BYTE], 0, target)
 
     def changed(self, number: int) -> np.ndarray:
@@ -101,29 +97,26 @@ class RemoteTables:
         self._window.Unlock(0)
         self._progress.watch(None)
 
-    def _count(self, number: int, rows: Rows) -> int:
-        return len(range(self._tables[number].rows)[rows]) if isinstance(rows, slice) else rows.size
-
     @contextmanager
-    def _of_rows(self, number: int, rows: Rows, parts: range) -> Iterator[list]:
+    def _of_rows(self, number: int, numbers: np.ndarray, parts: range) -> Iterator[list]:
         """Where some rows of some parts are, as MPI's target."""
         table = self._tables[number]
         row_bytes = 4 * table.width
-        begins = self._values[number] + row_bytes * table.rows * np.array(parts, np.int64)
-        with _places(begins, self._numbers(number, rows) * row_bytes, row_bytes) as places:
+        of_parts = self._values[number] + row_bytes * table.rows * np.array(parts, np.int64)
+        with _places(of_parts, numbers * row_bytes, row_bytes) as places:
             yield [0, 1, places]
 
     def _put_flags(self, number: int, rows: Rows, ranks: Sequence[int], value: bool) -> None:
         chosen = self._numbers(number, rows)
         if chosen.size == 0:
             return
-        begins = np.array([self._flags_of(number, rank) for rank in ranks], np.int64)
-        values = np.full(begins.size * chosen.size, value)
-        with self._opened(number), _places(begins, chosen, 1) as places:
+        of_ranks = np.array([self._flags_of(number, rank) for rank in ranks], np.int64)
+        values = np.full(of_ranks.size * chosen.size, value)
+        with self._opened(number), _places(of_ranks, chosen, 1) as places:
             self._window.Put([values, MPI.BYTE], 0, [0, 1, places])
 
     def _flags_of(self, number: int, rank: int) -> int:
-        return int(self._flags[number]) + rank * self._tables[number].rows
+        return self._flags[number] + rank * self._tables[number].rows
 
     def _numbers(self, number: int, rows: Rows) -> np.ndarray:
         return np.arange(self._tables[number].rows)[rows] if isinstance(rows, slice) else rows

@@ -98,14 +98,17 @@ def views(
         bool.
     """
     values, flags = [], []
-    place = 0
-    for table in tables:
-        length = 4 * parts * table.rows * table.width
-        part_of_all = memory[place : place + length].view(np.float32)
-        values.append(part_of_all.reshape(parts, table.rows, table.width))
-        place += length
-    for table in tables:
-        length = size * table.rows
-        flags.append(memory[place : place + length].view(np.bool_).reshape(size, table.rows))
-        place += length
+    for table, of_values, of_flags in zip(tables, *begins(tables, parts, size), strict=True):
+        held = memory[of_values : of_values + 4 * parts * table.rows * table.width].view(np.float32)
+        values.append(held.reshape(parts, table.rows, table.width))
+        held = memory[of_flags : of_flags + size * table.rows].view(np.bool_)
+        flags.append(held.reshape(size, table.rows))
     return values, flags
+
+
+def begins(tables: Sequence[Table], parts: int, size: int) -> tuple[list[int], list[int]]:
+    """Returns where the values and the flags of each table begin, in bytes; arguments as of `views`."""
+    lengths = [4 * parts * table.rows * table.width for table in tables]
+    lengths += [size * table.rows for table in tables]
+    ends = np.cumsum(lengths).tolist()
+    return [0, *ends][: len(tables)], ends[len(tables) - 1 : -1]
