@@ -2,6 +2,7 @@
 
     python benchmarks/exchange.py                         starts its ranks on this machine
     python benchmarks/exchange.py --two-hosts             two hosts made of namespaces, as root
+        --gigabits 1 --exchange-dtype float16             with a slower link, and half precision between them
     mpirun ... python -m mpi4py benchmarks/exchange.py    takes the ranks and hosts of this job
 
 One rank alone: `pull` against np.copyto, `push` against np.add, over vectors of the same size, and the
@@ -121,7 +122,7 @@ def act(comm, center, length, repeats, one_host):
     return medians(ours, repeats) | medians(network_limits(comm, length), repeats)
 
 
-def alone(comm, megabytes, repeats, one_host):
+def alone(comm, megabytes, repeats, one_host, dtype):
     """The last rank acts; the others are there, as they are in a training, but let it have the core."""
     from hvdkeras.center.window import WindowCenter
     from hvdkeras.mpi.waiting import wait
@@ -129,7 +130,7 @@ def alone(comm, megabytes, repeats, one_host):
     rows = []
     for size in megabytes:
         length = size * 250_000
-        center = WindowCenter(comm, np.zeros(length, np.float32))
+        center = WindowCenter(comm, np.zeros(length, np.float32), exchange_dtype=dtype)
         if comm.rank == comm.size - 1:
             rows.append((size, act(comm, center, length, repeats, one_host)))
         elif comm.rank == 0 and not one_host:
@@ -139,12 +140,12 @@ def alone(comm, megabytes, repeats, one_host):
     return comm.bcast(rows, root=comm.size - 1)
 
 
-def together(comm, megabytes, sharded, seconds):
+def together(comm, megabytes, sharded, seconds, dtype):
     """All ranks exchange for some seconds. GB/s of all, and fewest over most exchanges of a rank."""
     from hvdkeras.center.window import WindowCenter
 
     length = megabytes * 250_000
-    center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded)
+    center = WindowCenter(comm, np.zeros(length, np.float32), sharded=sharded, exchange_dtype=dtype)
     mine, out = np.ones(length, np.float32), np.empty(length, np.float32)
     center.exchange(elastic, mine, out=out)
     comm.Barrier()
@@ -164,12 +165,12 @@ def measure(arguments, act_alone, act_together):
 
     comm = MPI.COMM_WORLD
     one_host = comm.Split_type(MPI.COMM_TYPE_SHARED).size == comm.size
-    rows = alone(comm, arguments.megabytes, arguments.repeats, one_host) if act_alone else []
-    crowd = []
+    crowd, dtype = [], arguments.exchange_dtype
+    rows = alone(comm, arguments.megabytes, arguments.repeats, one_host, dtype) if act_alone else []
     if act_together:
         for size in arguments.megabytes:
             for sharded in (False, True):
-                crowd.append((size, sharded, *together(comm, size, sharded, arguments.seconds)))
+                crowd.append((size, sharded, *together(comm, size, sharded, arguments.seconds, dtype)))
     return rows, crowd, "NumPy" if one_host else "Send/Recv"
 
 
@@ -199,9 +200,16 @@ def on_two_hosts(arguments):
     if hosts.missing():
         sys.exit(hosts.missing())
     with hosts.Hosts() as both:
+        if arguments.gigabits:
+            limit = ["tbf", "rate", f"{arguments.gigabits}gbit", "burst", "1m", "latency", "50ms"]
+            for number in range(2):
+                command = both.entered(number, ["tc", "qdisc", "add", "dev", "eth0", "root", *limit])
+                subprocess.run(command, check=True)
         mpirun = both.entered(0, ranks.mpirun(arguments.ranks, both.mpi_args(arguments.ranks // 2)))
         sizes = ["--megabytes", *map(str, arguments.megabytes)]
         options = ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
+        if arguments.exchange_dtype:
+            options += ["--exchange-dtype", arguments.exchange_dtype]
         program = [
             sys.executable,
             "-m",
@@ -223,6 +231,8 @@ def main():
     )
     parser.add_argument("--ranks", type=int, default=4, help="ranks at once")
     parser.add_argument("--two-hosts", action="store_true")
+    parser.add_argument("--gigabits", type=float, help="of the link between the two hosts in a second")
+    parser.add_argument("--exchange-dtype", choices=["float16", "bfloat16"])
     arguments = parser.parse_args()
     job = environment.job()
     if job is not None:

@@ -132,7 +132,7 @@ class TrainingSpec:
         threads: TensorFlow threads of one rank; None: the machine's cores divided by its ranks.
         timeout: seconds that a rank waits for another.
         center_sharded: whether an asynchronous center is spread over the hosts; None: the ranks decide.
-        exchange_dtype: in which pushes of ranks that exchange together travel between hosts; None: float32.
+        exchange_dtype: in which weights travel between hosts; None: float32.
     """
 
     algorithm: Algorithm

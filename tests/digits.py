@@ -69,16 +69,20 @@ def train_all(algorithms: list[str], size: int) -> dict[str, tuple[float, list[i
 
 
 def train_on_spark(
-    session, algorithms: list[str], num_workers: int, store: str, num_epoch: int = LEARN["num_epoch"]
+    session,
+    algorithms: dict[str, str | None],
+    num_workers: int,
+    store: str,
+    num_epoch: int = LEARN["num_epoch"],
 ) -> dict[str, tuple]:
-    """Trains from a DataFrame of a session: accuracy, hosts and rows of each epoch, for each algorithm."""
+    """Trains by algorithms with their `exchange_dtype`: accuracy, hosts, and rows of each epoch of each."""
     learn, held_out = data()
     rows = [(f.tolist(), int(label)) for f, label in zip(learn["features"], learn["label"], strict=True)]
     frame = session.createDataFrame(rows, "features array<float>, label int").repartition(5)
     results = {}
-    for algorithm in algorithms:
+    for algorithm, exchange_dtype in algorithms.items():
         used = trainer(algorithm, num_workers)
-        used.store, used.num_epoch = store, num_epoch
+        used.store, used.num_epoch, used.exchange_dtype = store, num_epoch, exchange_dtype
         value = accuracy(used.train(frame), held_out)
         results[algorithm] = value, [rank.host for rank in used.history.ranks], used.history.rows_seen()
     return results

@@ -10,6 +10,27 @@ from hvdkeras.center.vectors import blocks
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
+class Half:
+    """Numbers of half precision, kept as uint16, which MPI can move.
+
+    Args:
+        dtype: `"float16"`, with 11 significant bits up to 65,504, or `"bfloat16"`, with 8 and the range of
+            float32.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = DTYPES[dtype]
+        self._largest = np.float32(ml_dtypes.finfo(self._dtype).max)
+
+    def write(self, values: np.ndarray, out: np.ndarray) -> None:
+        """Rounds float32 numbers into `out`, uint16. What is larger than the dtype's largest is cut off."""
+        out.view(self._dtype)[:] = np.clip(values, -self._largest, self._largest)
+
+    def read(self, halves: np.ndarray) -> np.ndarray:
+        """Returns rounded numbers, uint16 of any shape, as float32."""
+        return halves.view(self._dtype).astype(np.float32)
+
+
 class Rounding:
     """Rounds one vector after the other; each gets the rounding error of the one before first.
 
@@ -19,13 +40,11 @@ class Rounding:
 
     Args:
         length: n, the elements of a vector.
-        dtype: `"float16"`, with 11 significant bits up to 65,504, or `"bfloat16"`, with 8 and the range of
-            float32. What is larger is cut off, and is part of the error.
+        half: the half precision. What it cuts off is part of the error.
     """
 
-    def __init__(self, length: int, dtype: str) -> None:
-        self._dtype = DTYPES[dtype]
-        self._largest = np.float32(ml_dtypes.finfo(self._dtype).max)
+    def __init__(self, length: int, half: Half) -> None:
+        self._half = half
         self._error = np.zeros(length, np.float32)
 
     def __call__(self, values: np.ndarray, out: np.ndarray) -> None:
@@ -35,12 +54,7 @@ class Rounding:
             values: shape `(n,)`, float32. It is not changed.
             out: where the rounded numbers go, shape `(n,)`, uint16.
         """
-        rounded = out.view(self._dtype)
         for block in blocks(0, values.size):
             exact = values[block] + self._error[block]
-            rounded[block] = np.clip(exact, -self._largest, self._largest)
-            np.subtract(exact, rounded[block].astype(np.float32), out=self._error[block])
-
-    def read(self, halves: np.ndarray) -> np.ndarray:
-        """Returns rounded numbers, uint16 of any shape, as float32."""
-        return halves.view(self._dtype).astype(np.float32)
+            self._half.write(exact, out[block])
+            np.subtract(exact, self._half.read(out[block]), out=self._error[block])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.chunks import CHUNK_BYTES, hosts_of
+from hvdkeras.center.chunks import CHUNK_BYTES, hosts_of, on_one_host
 from hvdkeras.center.window import WindowCenter
 from hvdkeras.history.saturation import knee
 from hvdkeras.mpi.collectives import gathered
@@ -36,11 +36,13 @@ class Demand:
         size: numbers of the center.
         parts: 1 + slots.
         steps: batches of a window.
+        exchange_dtype: as of WindowCenter.
     """
 
     size: int
     parts: int
     steps: int
+    exchange_dtype: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -70,6 +72,13 @@ def decide(comm: MPI.Comm, demand: Demand, wanted: bool | None, timeout: float) 
         where = "spread over the hosts" if sharded else "in the memory of rank 0"
         logger.info("the center (%.1f MB) is %s: %s", demand.bytes / 1e6, where, reason)
     return sharded
+
+
+def log_conversion(comm: MPI.Comm, dtype: str) -> None:
+    """Logs at rank 0 whether weights travel in half precision, as the user has asked for. Collective."""
+    what = "nothing is converted on one host" if on_one_host(comm) else "weights travel so between hosts"
+    if comm.rank == 0:
+        logger.info("exchange_dtype=%r: %s", dtype, what)
 
 
 def without_measuring(demand: Demand, hosts: Sequence[int], wanted: bool | None) -> str | None:
@@ -131,7 +140,7 @@ def link_seconds(comm: MPI.Comm, demand: Demand, hosts: Sequence[int], timeout: 
     """
     probe = np.zeros(min(demand.size, CHUNK_BYTES // 4), np.float32)
     acting = next(rank for rank, host in enumerate(hosts) if host != hosts[0])
-    center = WindowCenter(comm, probe, timeout=timeout)
+    center = WindowCenter(comm, probe, timeout=timeout, exchange_dtype=demand.exchange_dtype)
     seconds = []
     if comm.rank == acting:
         for _ in range(MEASURED):

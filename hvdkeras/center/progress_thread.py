@@ -28,13 +28,13 @@ class ProgressThread:
     Args:
         comm: the center's communicator.
         timeout: seconds that one step of a verb may take.
-        requested: returns whether other ranks have sent requests, for a rank that holds memory for other
-            hosts; None for the others.
+        serve: does what other ranks ask of this rank, and returns whether they use its memory; None for a
+            rank that holds no memory for other hosts.
     """
 
-    def __init__(self, comm: MPI.Comm, timeout: float, requested: Callable[[], bool] | None):
+    def __init__(self, comm: MPI.Comm, timeout: float, serve: Callable[[], bool] | None):
         # The verbs' own waits end first, after `timeout`, with an exception on the rank that waited.
-        self._comm, self._timeout, self._requested = comm, 1.2 * timeout, requested
+        self._comm, self._timeout, self._serve = comm, 1.2 * timeout, serve
         self._watched: tuple[float, object] | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvdkeras-window", daemon=True)
@@ -50,13 +50,13 @@ class ProgressThread:
         self._thread.join()
 
     def _run(self) -> None:
-        pause = POLL_INTERVAL if self._requested else min(1.0, self._timeout / 4)
+        pause = POLL_INTERVAL if self._serve else min(1.0, self._timeout / 4)
         awake = 0.0
         while not self._stopped.wait(pause):
             now, watched = time.perf_counter(), self._watched
-            if self._requested is not None:
+            if self._serve is not None:
                 self._comm.Iprobe()
-                if self._requested():
+                if self._serve():
                     awake = now + AWAKE
                 pause = 0 if now < awake else POLL_INTERVAL
                 os.sched_yield()

@@ -25,7 +25,7 @@ class RemoteTables:
         tables: where the tables are in a vector.
         parts: 1 + slots.
         timeout: seconds that one call may take before the job is ended.
-        requested: returns on rank 0 whether other ranks use the tables.
+        requested: returns at rank 0 whether other ranks use the tables.
     """
 
     def __init__(

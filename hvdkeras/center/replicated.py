@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,6 @@ from hvdkeras.center.sums import FloatSums, HalfSums, Request
 from hvdkeras.center.vectors import blocks, check_operands, checked, destination, read_only, vector
 from hvdkeras.mpi.collectives import broadcast, check_equal, duplicate
 from hvdkeras.mpi.waiting import poll, wait
-
-logger = logging.getLogger("hvdkeras")
 
 
 class ReplicatedCenter:
@@ -70,8 +67,8 @@ class ReplicatedCenter:
         check_equal(self._comm, self._center.size, "initial must have the same length", timeout, ranks)
         broadcast(self._comm, self._center, timeout, "rank 0's initial center")
         self._sums: FloatSums | HalfSums = FloatSums(self._comm)
-        if exchange_dtype is not None:
-            self._choose_sums(exchange_dtype)
+        if exchange_dtype is not None and not on_one_host(self._comm):
+            self._sums = HalfSums(self._comm, self._center.size, exchange_dtype)
         # Without MPI_THREAD_MULTIPLE only one thread may call MPI: then only the verbs advance the reduction.
         self._thread = threading.Thread(target=self._progress, name="hvdkeras-reduction", daemon=True)
         if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
@@ -168,14 +165,6 @@ class ReplicatedCenter:
             self._thread.join()
         self._sums.free()
         self._comm.Free()
-
-    def _choose_sums(self, dtype: str) -> None:
-        one_host = on_one_host(self._comm)
-        if not one_host:
-            self._sums = HalfSums(self._comm, self._center.size, dtype)
-        if self._comm.rank == 0:
-            what = "nothing is converted on one host" if one_host else "pushes travel so between hosts"
-            logger.info("exchange_dtype=%r: %s", dtype, what)
 
     def _reduce(self) -> None:
         """Starts the sum of all ranks' updates, in place."""

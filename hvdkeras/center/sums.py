@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.half import Rounding
+from hvdkeras.center.half import Half, Rounding
 
 
 class Request(Protocol):
@@ -50,7 +50,7 @@ class HalfSums:
     Args:
         comm: the ranks.
         length: n, the elements of a vector.
-        dtype: as of `Rounding`.
+        dtype: as of `Half`.
     """
 
     def __init__(self, comm: MPI.Comm, length: int, dtype: str) -> None:
@@ -66,8 +66,9 @@ class HalfSums:
         self._neighbours_vector = np.empty(length, np.float32)
         self._sent, self._received = (np.zeros((hosts, self._part), np.uint16) for _ in range(2))
         self._own = np.empty(self._part, np.uint16)
-        self._round_vector = Rounding(self._padded.size, dtype)
-        self._round_total = Rounding(self._part, dtype)
+        self._half = Half(dtype)
+        self._round_vector = Rounding(self._padded.size, self._half)
+        self._round_total = Rounding(self._part, self._half)
 
     def start(self, update: np.ndarray) -> Request:
         """Starts the sum of all ranks' vectors, in place; shape `(n,)`, float32."""
@@ -99,10 +100,10 @@ class HalfSums:
         yield self._leaders.Ialltoall(self._sent, self._received)
         total = np.zeros(self._part, np.float32)
         for halves in self._received:
-            total += self._round_vector.read(halves)
+            total += self._half.read(halves)
         self._round_total(total, self._own)
         yield self._leaders.Iallgather(self._own, self._received)
-        update[:] = self._round_total.read(self._received).reshape(-1)[: self._length]
+        update[:] = self._half.read(self._received).reshape(-1)[: self._length]
 
 
 class _Steps:

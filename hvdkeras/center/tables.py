@@ -49,6 +49,7 @@ class TableCenter:
         slots: number of vectors beside the center, which start with zeros; or their first values, shape
             `(slots, n)`, float32, of which rank 0's are used.
         timeout: seconds that a wait may take in which no other rank makes progress.
+        exchange_dtype: as WindowCenter's, for the elements in no table. Rows of tables travel as float32.
 
     Attributes:
         size: number of ranks that share the center.
@@ -68,6 +69,7 @@ class TableCenter:
         layout: Layout,
         slots: int | np.ndarray = 0,
         timeout: float = 600.0,
+        exchange_dtype: str | None = None,
     ):
         vector("initial", initial, layout.size)
         contents = Contents(initial, first_slots(slots, initial.size))
@@ -75,7 +77,7 @@ class TableCenter:
         first = [np.concatenate([v[run] for run in layout.others]) for v in (initial, *contents.slots)]
         self._parts = len(first)
         more = np.stack(first[1:]) if self._parts > 1 else 0
-        self.others = WindowCenter(comm, first[0], more, timeout=timeout)
+        self.others = WindowCenter(comm, first[0], more, timeout=timeout, exchange_dtype=exchange_dtype)
         self._locks = TicketLocks(comm, [0] * len(layout.tables), timeout)
         memory = comm, layout.tables, self._parts, timeout
         on_one = on_one_host(comm)

@@ -18,16 +18,17 @@ from hvdkeras.launch.failure import RankTimeoutError
 COUNT = MPI.INT64_T
 
 # A lock is two counters: the number of tickets drawn, and the ticket that is served now. Each counter is on a
-# cache line of its own.
+# cache line of its own. Beside the second is whether the ticket's holder has handed the lock over.
 STRIDE = 16
-NEXT, SERVED = 0, 8
+NEXT, SERVED, HANDED_OVER = 0, 8, 9
 
 
 class TicketLocks:
     """Locks for ranks on any hosts, each in the memory of one rank.
 
     A rank that asks for a lock draws a ticket, and has the lock as soon as its ticket is served. Releasing
-    the lock serves the next ticket. Making and freeing the locks is collective.
+    the lock serves the next ticket. A rank can hand its lock over to the rank in whose memory it is, which
+    then releases it. Making and freeing the locks is collective.
 
     Args:
         comm: communicator of the ranks.
@@ -77,18 +78,44 @@ class TicketLocks:
 
     def release(self, index: int) -> None:
         """Releases the lock `index`, which this rank acquired last."""
-        host, place = self._locks[index]
         # Not a Put: on one host that is a memcpy, which stores eight bytes twice. A rank that loses its core
         # between the two stores would set the counter back when others have long moved it on.
-        self._window.Lock(host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
-        self._window.Fetch_and_op(self._one_to_mpi, self._served_to_mpi, host, place + SERVED)
-        self._window.Unlock(host)
-        self._own = 0
+        self._count(index, SERVED)
+
+    def hand_over(self, index: int) -> None:
+        """Leaves it to the rank that holds the lock `index` in its memory to release it."""
+        self._count(index, HANDED_OVER)
+
+    def handed_over(self) -> list[int]:
+        """Returns the locks in this rank's memory that were handed over to it."""
+        if not self._here[:, HANDED_OVER].any():
+            return []
+        return [
+            index
+            for index, (host, place) in enumerate(self._locks)
+            if host == self._rank and self._here[place // STRIDE, HANDED_OVER]
+        ]
+
+    def release_for_another(self, index: int) -> None:
+        """Releases a lock that was handed over. Another thread may wait for one meanwhile."""
+        # Stores of this process: MPI allows one thread of a process to open a window at a time. Other ranks
+        # only read the counter until it has moved.
+        here = self._here[self._locks[index][1] // STRIDE]
+        here[HANDED_OVER] = 0
+        here[SERVED] += 1
 
     def free(self) -> None:
         """Frees the memory."""
         del self._here
         self._window.Free()
+
+    def _count(self, index: int, counter: int) -> None:
+        """Adds one to a counter of the lock `index`, which this rank acquired last, and gives the lock up."""
+        host, place = self._locks[index]
+        self._window.Lock(host, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
+        self._window.Fetch_and_op(self._one_to_mpi, self._served_to_mpi, host, place + counter)
+        self._window.Unlock(host)
+        self._own = 0
 
     def _poll(self, index: int, elapsed: float, first: int) -> None:
         """Sleeps, then reads which ticket is served; `first` was it when the rank began to wait."""

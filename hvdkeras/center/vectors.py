@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -103,6 +103,31 @@ def checked(results: Sequence[np.ndarray], count: int, shape: tuple[int]) -> Seq
     return results
 
 
+def results_of(
+    rule: Callable[..., Sequence[np.ndarray]],
+    vectors: Sequence[np.ndarray],
+    held: np.ndarray,
+    piece: slice,
+) -> Iterator[tuple[slice, np.ndarray, Sequence[np.ndarray]]]:
+    """Applies a rule to a piece of a center, block by block.
+
+    Args:
+        rule: rule(local, center, *slots, *vectors) -> (kept, push, *slot_pushes), see `hvdkeras.center`.
+        vectors: the local vector and the rule's further vectors, each of shape `(n,)`.
+        held: the center and its slots at the elements of `piece`, shape `(1 + slots, k)`.
+        piece: the k elements, as a slice of the n.
+
+    Yields:
+        The elements of a block, as a slice of the n; what the rank keeps there; the pushes of the center and
+        its slots.
+    """
+    for block in blocks(piece.start, piece.stop):
+        parts = held[:, block.start - piece.start : block.stop - piece.start]
+        local, *more = (values[block] for values in vectors)
+        kept, *pushes = checked(rule(local, *map(read_only, parts), *more), 1 + len(held), local.shape)
+        yield block, kept, pushes
+
+
 def apply_rule(
     rule: Callable[..., Sequence[np.ndarray]],
     vectors: Sequence[np.ndarray],
@@ -110,20 +135,17 @@ def apply_rule(
     piece: slice,
     out: np.ndarray,
 ) -> None:
-    """Applies a rule to a piece of a center, block by block.
+    """Applies a rule to a piece of a center, whose pushes are added to it.
 
     Args:
-        rule: rule(local, center, *slots, *vectors) -> (kept, push, *slot_pushes), see `hvdkeras.center`.
-        vectors: the local vector and the rule's further vectors, each of shape `(n,)`.
-        held: the center and its slots at the elements of `piece`, shape `(1 + slots, k)`. The pushes are
-            added to it.
-        piece: the k elements, as a slice of the n.
+        rule: as of `results_of`.
+        vectors: as of `results_of`.
+        held: as of `results_of`. The pushes are added to it.
+        piece: as of `results_of`.
         out: vector of shape `(n,)` that gets what the rank keeps, at the elements of `piece`.
     """
-    for block in blocks(piece.start, piece.stop):
-        parts = held[:, block.start - piece.start : block.stop - piece.start]
-        local, *more = (values[block] for values in vectors)
-        kept, *pushes = checked(rule(local, *map(read_only, parts), *more), 1 + len(held), local.shape)
+    for block, kept, pushes in results_of(rule, vectors, held, piece):
         out[block] = kept
+        parts = held[:, block.start - piece.start : block.stop - piece.start]
         for values, push in zip(parts, pushes, strict=True):
             values += push

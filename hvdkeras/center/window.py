@@ -1,7 +1,8 @@
 """The center variable in one-sided MPI windows: each rank exchanges with it at its own pace.
 
-Its parts are the memory (`chunks`), the locks (`ticket_locks`), the counters of pushes (`counters`), and a
-thread that serves other hosts (`progress_thread`).
+Its parts are the memory (`chunks`), what moves numbers between it and a rank (`transfers`), the locks
+(`ticket_locks`), the counters of pushes (`counters`), and a thread that serves other hosts
+(`progress_thread`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, on_one_host
+from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, hosts_of
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.counters import Counters
+from hvdkeras.center.half import Half
 from hvdkeras.center.progress_thread import ProgressThread
 from hvdkeras.center.ticket_locks import TicketLocks
-from hvdkeras.center.vectors import (
-    BLOCK,
-    apply_rule,
-    blocks,
-    check_operands,
-    destination,
-    first_slots,
-    vector,
-)
+from hvdkeras.center.transfers import FloatTransfers, HalfTransfers
+from hvdkeras.center.vectors import BLOCK, check_operands, destination, first_slots, vector
 from hvdkeras.launch.failure import RankTimeoutError
 from hvdkeras.mpi.collectives import check_equal, duplicate
 from hvdkeras.mpi.waiting import wait
@@ -53,6 +48,8 @@ class WindowCenter:
         sharded: spread the chunks over the hosts and their ranks, for vectors that outgrow the link of rank
             0's host.
         timeout: seconds that a wait may take in which no other rank makes progress.
+        exchange_dtype: `"float16"` or `"bfloat16"`: the dtype in which the center travels between hosts; see
+            `HalfTransfers`. On one host nothing is converted. Default: float32.
 
     Attributes:
         size: number of ranks that share the center.
@@ -74,6 +71,7 @@ class WindowCenter:
         slots: int | np.ndarray = 0,
         sharded: bool = False,
         timeout: float = 600.0,
+        exchange_dtype: str | None = None,
     ):
         vector("initial", initial)
         contents = Contents(initial, first_slots(slots, initial.size))
@@ -82,7 +80,8 @@ class WindowCenter:
         ranks = f"all {comm.size} ranks to make the center"
         self._comm = duplicate(comm, timeout, ranks)
         check_equal(self._comm, self._length, "initial must have the same length", timeout, ranks)
-        one_host = on_one_host(self._comm)
+        hosts = hosts_of(self._comm, timeout)
+        one_host = len(set(hosts)) == 1
         if one_host and comm.size > 1:
             check_shared_memory(self._comm, self._length, self._parts, timeout)
         if not one_host and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -97,14 +96,19 @@ class WindowCenter:
         self._own_order = [_Locked(self, chunk) for chunk in self._chunks[first:] + self._chunks[:first]]
         self._counters = Counters(self._comm)
         # On one host a block stays in the cache from Get to Put; between hosts each piece is a round trip.
-        self._piece = min(BLOCK, self._length) if one_host else self._chunks[0].stop
-        self._held = np.empty((self._parts, self._piece), np.float32)
+        piece = min(BLOCK, self._length) if one_host else self._chunks[0].stop
+        self._transfers: FloatTransfers | HalfTransfers = FloatTransfers(self._parts, piece)
+        if exchange_dtype is not None and not one_host:
+            half = Half(exchange_dtype)
+            self._transfers = HalfTransfers(self._comm, self._chunks, hosts, self._parts, half, self._locks)
+            if comm.rank == 0:
+                self._transfers.fill(contents.center)
         self._verbs = self._waiting = 0.0
         self._pushes = 0
         self._freed = False
         # Only ranks that hold memory serve the other hosts; on one host all ranks reach it by themselves.
         serving = not one_host and comm.rank in {0, *(chunk.host for chunk in self._chunks)}
-        self._progress = ProgressThread(self._comm, timeout, self._requested if serving else None)
+        self._progress = ProgressThread(self._comm, timeout, self._serve if serving else None)
         if comm.rank == 0:
             fill(self._chunks, contents)
         self._meet("the center's first values")
@@ -127,17 +131,23 @@ class WindowCenter:
         }
 
     def pull(self, out: np.ndarray | None = None) -> np.ndarray:
-        """Returns a copy of the center, shape `(n,)`, in `out` if given."""
+        """Returns a copy of the center, shape `(n,)`, in `out` if given.
+
+        With `exchange_dtype` it is rounded where it is held by another host.
+        """
         with _Verb(self, "pull"):
             out = destination(out, self._length)
             self._counters.count_pull()
-            self._get(out, 0)
+            for locked in self._own_order:
+                with locked as chunk:
+                    self._transfers.pull(chunk, out)
         return out
 
     def contents(self) -> Contents:
         """Returns a copy of the center and its slots.
 
-        It is for checkpoints and evaluation: unlike `pull` it does not change this rank's staleness.
+        It is for checkpoints, evaluation and results: unlike `pull` it is exact, and does not change this
+        rank's staleness.
         """
         center, slots = (
             np.empty(self._length, np.float32),
@@ -145,7 +155,9 @@ class WindowCenter:
         )
         with _Verb(self, "copy"):
             for part, values in enumerate((center, *slots)):
-                self._get(values, part)
+                for locked in self._own_order:
+                    with locked as chunk:
+                        self._transfers.get(chunk, values, part)
         return Contents(center, slots)
 
     def push(self, update: np.ndarray) -> None:
@@ -155,8 +167,7 @@ class WindowCenter:
             self._counters.count_push(pulls=False)
             for locked in self._own_order:
                 with locked as chunk:
-                    place = chunk.place(chunk.elements)
-                    chunk.window.Accumulate(update[chunk.elements], chunk.host, target=place, op=MPI.SUM)
+                    self._transfers.push(chunk, update)
 
     def exchange(
         self,
@@ -184,8 +195,7 @@ class WindowCenter:
             self._counters.count_push(pulls=True)
             for locked in self._own_order:
                 with locked as chunk:
-                    for piece in blocks(chunk.start, chunk.stop, self._piece):
-                        self._exchange_piece(chunk, piece, rule, (local, *vectors), out)
+                    self._transfers.exchange(chunk, rule, (local, *vectors), out)
         return out
 
     def staleness(self) -> int:
@@ -228,39 +238,16 @@ class WindowCenter:
         self._meet("free")
         self._freed = True
         self._progress.stop()
+        self._transfers.free()
         for chunk in self._chunks:
             chunk.window.Free()
         self._locks.free()
         self._counters.free()
         self._comm.Free()
 
-    def _get(self, out: np.ndarray, part: int) -> None:
-        for locked in self._own_order:
-            with locked as chunk:
-                place = chunk.place(chunk.elements, part)
-                chunk.window.Get(out[chunk.elements], chunk.host, target=place)
-
-    def _exchange_piece(
-        self,
-        chunk: Chunk,
-        piece: slice,
-        rule: Callable[..., Sequence[np.ndarray]],
-        vectors: Sequence[np.ndarray],
-        out: np.ndarray,
-    ) -> None:
-        """Gets a piece of an open chunk, applies the rule to it, and puts the piece back."""
-        window, held = chunk.window, self._held[:, : piece.stop - piece.start]
-        # The Puts of the piece before this one must have read the buffer.
-        window.Flush_local(chunk.host)
-        for part, values in enumerate(held):
-            window.Get(values, chunk.host, target=chunk.place(piece, part))
-        window.Flush(chunk.host)
-        apply_rule(rule, vectors, held, piece, out)
-        for part, values in enumerate(held):
-            window.Put(values, chunk.host, target=chunk.place(piece, part))
-
-    def _requested(self) -> bool:
-        """Returns whether other ranks use this rank's memory; for the progress thread."""
+    def _serve(self) -> bool:
+        """Applies what was handed over to this rank, and returns whether other ranks use its memory."""
+        self._transfers.serve()
         before, self._pushes = self._pushes, self._counters.pushes_here
         return self._pushes != before or self._locks.requested()
 
@@ -295,7 +282,7 @@ class _Verb:
 
 
 class _Locked:
-    """Acquires a chunk's lock and opens the chunk; closes and releases it at the end."""
+    """Acquires a chunk's lock and opens the chunk; at the end closes it, and gives the lock up."""
 
     def __init__(self, center: WindowCenter, chunk: Chunk):
         self._center, self._chunk = center, chunk
@@ -308,4 +295,7 @@ class _Locked:
 
     def __exit__(self, *error: object) -> None:
         self._chunk.close()
-        self._center._locks.release(self._chunk.index)
+        if self._center._transfers.hands_over:
+            self._center._locks.hand_over(self._chunk.index)
+        else:
+            self._center._locks.release(self._chunk.index)

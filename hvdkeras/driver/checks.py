@@ -68,10 +68,13 @@ def check_center(configuration: Configuration, algorithm: Algorithm) -> None:
             f"center_sharded must be left out for {type(algorithm).__name__}: only an asynchronous algorithm "
             f"has its center in one place. Received: {configuration.center_sharded}"
         )
-    if configuration.exchange_dtype is not None and algorithm.mode is not Mode.SYNCHRONOUS:
+    if configuration.exchange_dtype is not None and algorithm.mode not in (
+        Mode.SYNCHRONOUS,
+        Mode.ASYNCHRONOUS,
+    ):
         raise ValueError(
-            f"exchange_dtype must be left out for {type(algorithm).__name__}: only where all ranks exchange "
-            "weights together they travel in half precision (SynchronousSGD has compression). "
+            f"exchange_dtype must be left out for {type(algorithm).__name__}: only ranks that exchange "
+            "weights can convert them (SynchronousSGD has compression). "
             f"Received: {configuration.exchange_dtype!r}"
         )
 

@@ -127,9 +127,9 @@ class Configuration(Declared):
             in the memory of rank 0 (False). Default: at rank 0, unless the ranks are on three hosts or more,
             the center has 4 MB or more, and a measurement at the start finds rank 0's link too slow. The log
             says what was chosen.
-        exchange_dtype: for algorithms whose ranks exchange weights together, `"float16"` or `"bfloat16"` to
-            send what they push between hosts in half precision. What is rounded off is added to the next
-            push; the center and the sums stay float32, and on one host nothing is converted. A training
+        exchange_dtype: for algorithms whose ranks exchange weights, `"float16"` or `"bfloat16"` to send what
+            they push and pull between hosts in half precision. What is rounded off of a push is added to the
+            next; the center and the sums stay float32, and on one host nothing is converted. A training
             that resumes begins without what was rounded off last. Default: float32.
         custom_objects: classes and functions by name that the model needs and that are not registered
             with Keras.

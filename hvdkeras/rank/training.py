@@ -158,18 +158,20 @@ def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | N
 def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents, steps: int) -> Iterator[Any]:
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
     algorithm, comm = spec.algorithm, place.comm
+    if spec.exchange_dtype is not None:
+        placement.log_conversion(comm, spec.exchange_dtype)
     if algorithm.mode is Mode.SYNCHRONOUS:
         center = ReplicatedCenter(comm, first.center, spec.timeout, spec.exchange_dtype)
     elif algorithm.mode is Mode.ASYNCHRONOUS:
         slots = first.slots if len(first.slots) else algorithm.center_slots
-        demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps)
+        demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps, spec.exchange_dtype)
         with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
             layout = tables_of(replica.model)
             if layout.tables and settles(algorithm) and not spec.center_sharded:
-                center = TableCenter(comm, first.center, layout, slots, timeout=spec.timeout)
+                center = TableCenter(comm, first.center, layout, slots, spec.timeout, spec.exchange_dtype)
             else:
                 sharded = placement.decide(comm, demand, spec.center_sharded, spec.timeout)
-                center = WindowCenter(comm, first.center, slots, sharded, spec.timeout)
+                center = WindowCenter(comm, first.center, slots, sharded, spec.timeout, spec.exchange_dtype)
     else:
         yield None
         return
@@ -267,7 +269,7 @@ def _result(
     if oversight:
         # Only rank 0's are the result.
         return from_callbacks or (replica.weights.read(), replica.statistics.read())
-    weights = center.pull() if center else replica.weights.read() if final is None else final
+    weights = center.contents().center if center else replica.weights.read() if final is None else final
     what = "the averaged variables of the other ranks"
     return weights, mean(place.comm, replica.statistics.read(), spec.timeout, what)
 

@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,17 +56,17 @@ def test_a_training_between_hosts_exchanges_rows(on_hosts):
     on_hosts(1, table_exchanges.two_ranks_train_as_keras_does, timeout=300)
 
 
+def sent():
+    """The bytes that have left this host."""
+    (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if "eth0:" in line)
+    return int(line.split()[9])
+
+
 def in_half_precision(length, pushes):
     """By dtype: the error of the center after many pushes, the center, and the bytes that left the host."""
-    from pathlib import Path
-
     from mpi4py import MPI
 
     from hvdkeras.center.replicated import ReplicatedCenter
-
-    def sent():
-        (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if "eth0:" in line)
-        return int(line.split()[9])
 
     comm, results = MPI.COMM_WORLD, {}
     for dtype in (None, "float16", "bfloat16"):
@@ -96,6 +97,63 @@ def test_half_precision_halves_the_bytes_and_keeps_what_it_rounds_off(on_hosts):
     assert first[None][2] > 0.9 * 4 * numbers
     for dtype in ("float16", "bfloat16"):
         assert 0.9 * 2 * numbers < first[dtype][2] < 0.6 * first[None][2]
+
+
+def at_its_own_pace_in_half_precision(length, turns, sharded):
+    """By dtype: the error of the center, of a pull, the center, the numbers in its slot, and the bytes."""
+    from mpi4py import MPI
+
+    from hvdkeras.center.window import WindowCenter
+
+    def rule(local, center, slot):
+        return center, local, np.ones_like(slot)
+
+    comm, results = MPI.COMM_WORLD, {}
+    for dtype in (None, "float16", "bfloat16"):
+        random, exact = np.random.default_rng(comm.rank), np.zeros(length)
+        first = np.full(length, 1 / 3, np.float32)
+        center = WindowCenter(comm, first, slots=1, sharded=sharded, timeout=60, exchange_dtype=dtype)
+        before = sent()
+        for turn in range(turns):
+            # Between two numbers of the dtype, so that errors would add up.
+            update = (1.0014 + 0.0001 * random.normal(size=length)).astype(np.float32)
+            if turn % 2:
+                center.push(update)
+            else:
+                center.exchange(rule, update)
+            exact += update
+        moved = sent() - before
+        center.finish()
+        contents, pulled = center.contents(), center.pull()
+        comm.Barrier()
+        center.free()
+        comm.Allreduce(MPI.IN_PLACE, exact)
+        results[dtype] = (
+            float(np.abs(contents.center - first - exact).max()),
+            float(np.abs(pulled / contents.center - 1).max()),
+            contents.center.tobytes(),
+            set(contents.slots[0].tolist()),
+            moved,
+        )
+    return results
+
+
+@pytest.mark.parametrize(("turns", "sharded"), [(20, False), (4, True)])
+def test_an_asynchronous_center_in_half_precision_loses_nothing(on_hosts, turns, sharded):
+    results = on_hosts(2, at_its_own_pace_in_half_precision, 600_001, turns, sharded)
+    for dtype, rounding in ((None, 0.0), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)):
+        for error, of_pull, center, slots, _ in (result[dtype] for result in results):
+            # Each rank's last rounding of a number between 1 and 2; sums of 80 numbers in float32.
+            assert error <= 4 * 2 * rounding + 1e-3
+            assert of_pull <= rounding
+            assert center == results[0][dtype][2]
+            assert slots == {4.0 * turns / 2}
+    if not sharded:
+        # A slot of float32 travels with every second turn.
+        numbers = 2 * turns * 600_001
+        assert results[2][None][4] > 0.9 * (4 + 2) * numbers
+        for dtype in ("float16", "bfloat16"):
+            assert results[2][dtype][4] < 1.1 * (2 + 2) * numbers
 
 
 def placed():

@@ -55,7 +55,7 @@ def test_the_history_has_the_figure_where_all_ranks_measured_it():
         ("SynchronousSGD", "center_sharded", False),
         ("SingleTrainer", "exchange_dtype", "float16"),
         ("SynchronousSGD", "exchange_dtype", "float16"),
-        ("DOWNPOUR", "exchange_dtype", "bfloat16"),
+        ("EnsembleTrainer", "exchange_dtype", "bfloat16"),
     ],
 )
 def test_what_means_nothing_for_an_algorithm_is_refused(algorithm, name, value):
