@@ -1,10 +1,10 @@
 """One training of one way to have a Keras model from a Spark DataFrame; `peers.py` runs it in a process.
 
-    python benchmarks/peer.py WAY MODEL FOLDER EPOCHS
+    python benchmarks/peer.py WAY MODEL FOLDER EPOCHS SEED
 
 FOLDER has train.parquet and test.npz, as `peers.py` writes them. The environment is that of the way: of
-hvdkeras, of Elephas, or of torch. The last line has the seconds until the model is there, its accuracy on the
-test rows, and the peak memory of the driver's Python process in MB.
+hvdkeras, of Elephas, or of torch. SEED is that of the initial weights. The last line has the seconds until
+the model is there, its accuracy on the test rows, and the peak memory of the driver's Python process in MB.
 """
 
 import json
@@ -20,11 +20,11 @@ OURS = ["EASGD", "DOWNPOUR", "SynchronousSGD"]
 LEARNING_RATE = {"small": 0.05, "middle": 0.05, "large": 0.01}
 
 
-def build(name: str):
+def build(name: str, seed: int):
     import keras
     from keras import Input, Sequential, layers
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     if name == "middle":
         blocks = [
             layer
@@ -39,22 +39,23 @@ def build(name: str):
     return Sequential([Input((784,)), *hidden, layers.Dense(10, "softmax")])
 
 
-def compiled(name: str):
+def compiled(name: str, seed: int):
     import keras
 
-    model = build(name)
+    model = build(name, seed)
     model.compile(keras.optimizers.SGD(LEARNING_RATE[name]), LOSS)
     return model
 
 
-def hvdkeras(way, name, frame, epochs):
+def hvdkeras(way, name, frame, epochs, seed):
     import hvdkeras
 
     rate = LEARNING_RATE[name]
     # The paper's moving rate: alpha = rho * learning_rate = 0.9 / ranks.
     further = {"rho": 0.9 / RANKS / rate} if way == "EASGD" else {}
     trainer = getattr(hvdkeras, way)(
-        build(name),
+        build(name, seed),
+        seed=seed,
         loss=LOSS,
         num_workers=RANKS,
         batch_size=BATCH_SIZE,
@@ -66,8 +67,9 @@ def hvdkeras(way, name, frame, epochs):
     return lambda: trainer.train(frame)
 
 
-def keras_alone(name, frame, epochs):
-    model, shape = compiled(name), build(name).input_shape[1:]
+def keras_alone(name, frame, epochs, seed):
+    model = compiled(name, seed)
+    shape = model.input_shape[1:]
 
     def train():
         rows = frame.toPandas()
@@ -78,10 +80,10 @@ def keras_alone(name, frame, epochs):
     return train
 
 
-def elephas(way, name, frame, epochs):
+def elephas(way, name, frame, epochs, seed):
     import elephas.spark_model as spark_model
 
-    model = compiled(name)
+    model = compiled(name, seed)
     shape = model.input_shape[1:]
 
     def pair(row):
@@ -100,7 +102,7 @@ def elephas(way, name, frame, epochs):
     return train
 
 
-def torch_rank(path, name, rate, epochs):
+def torch_rank(path, name, rate, epochs, seed):
     """What a process of TorchDistributor does: its share of the rows, and gradients averaged by DDP."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
@@ -111,7 +113,7 @@ def torch_rank(path, name, rate, epochs):
     distributed.init_process_group("gloo")
     rank, size = distributed.get_rank(), distributed.get_world_size()
     table = pq.read_table(path)
-    model, loss = build(name), keras.losses.get(LOSS)
+    model, loss = build(name, seed), keras.losses.get(LOSS)
     features = table["features"].combine_chunks().flatten().to_numpy()
     features = features.reshape(len(table), *model.input_shape[1:])[rank::size]
     labels = table["label"].to_numpy()[rank::size]
@@ -119,7 +121,7 @@ def torch_rank(path, name, rate, epochs):
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), rate)
     for epoch in range(epochs):
-        order = np.random.default_rng((epoch, rank)).permutation(length)
+        order = np.random.default_rng((seed, epoch, rank)).permutation(length)
         for begin in range(0, length, BATCH_SIZE):
             chosen = order[begin : begin + BATCH_SIZE]
             optimizer.zero_grad()
@@ -131,17 +133,17 @@ def torch_rank(path, name, rate, epochs):
     return model.get_weights() if rank == 0 else None
 
 
-def torch_distributor(name, frame, epochs, folder):
+def torch_distributor(name, frame, epochs, seed, folder):
     from pyspark.ml.torch.distributor import TorchDistributor
 
-    model = build(name)
+    model = build(name, seed)
 
     def train():
         # It has no way for a DataFrame's rows to its processes but files.
         path = f"{folder}/torch.parquet"
         frame.write.mode("overwrite").parquet(path)
         distributor = TorchDistributor(num_processes=RANKS, local_mode=True, use_gpu=False)
-        model.set_weights(distributor.run(torch_rank, path, name, LEARNING_RATE[name], epochs))
+        model.set_weights(distributor.run(torch_rank, path, name, LEARNING_RATE[name], epochs, seed))
         return model
 
     return train
@@ -153,19 +155,19 @@ def peak_megabytes() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-def prepared(way, name, frame, epochs, folder):
+def prepared(way, name, frame, epochs, seed, folder):
     """Returns the function to be timed; the model exists, and what it needs is imported."""
     if way in OURS:
-        return hvdkeras(way, name, frame, epochs)
+        return hvdkeras(way, name, frame, epochs, seed)
     if way == "Keras":
-        return keras_alone(name, frame, epochs)
+        return keras_alone(name, frame, epochs, seed)
     if way.startswith("Elephas"):
-        return elephas(way, name, frame, epochs)
-    return torch_distributor(name, frame, epochs, folder)
+        return elephas(way, name, frame, epochs, seed)
+    return torch_distributor(name, frame, epochs, seed, folder)
 
 
 def main():
-    way, name, folder, epochs = *sys.argv[1:4], int(sys.argv[4])
+    way, name, folder, epochs, seed = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if way == "TorchDistributor":
@@ -179,7 +181,7 @@ def main():
     session.sparkContext.setLogLevel("ERROR")
     frame = session.read.parquet(f"{folder}/train.parquet").repartition(RANKS).cache()
     frame.count()
-    train = prepared(way, name, frame, epochs, folder)
+    train = prepared(way, name, frame, epochs, seed, folder)
     begun = time.perf_counter()
     model = train()
     seconds = time.perf_counter() - begun

@@ -12,8 +12,8 @@ run, as many ranks push and pull through WindowCenter. All are on this machine. 
 round trips (a push and a pull of the whole vector) a second at 10 MB.
 
 Training: one DataFrame, model and number of epochs, two workers, batches of 32; every way in a process of
-its own with a warm Spark session. The seconds are those from the DataFrame to the trained model in the
-driver, the memory is the largest of the driver's Python process. Models:
+its own with a warm Spark session; medians over initial weights. The seconds are those from the DataFrame to
+the trained model in the driver, the memory is the largest of the driver's Python process. Models:
 
 - small: an MLP 784-128-10 on MNIST;
 - middle: three convolutions on CIFAR-10;
@@ -173,9 +173,11 @@ def write_rows(folder: Path, data: Path, name: str, rows: int) -> None:
     np.savez(folder / "test.npz", features=features, label=labels)
 
 
-def trained(python: str, way: str, name: str, folder: str, epochs: int, limit: float) -> list[float] | str:
+def trained(
+    python: str, way: str, name: str, folder: str, epochs: int, seed: int, limit: float
+) -> list[float] | str:
     """Trains in a process of its own; returns seconds, accuracy and megabytes, or why there are none."""
-    command = [python, str(Path(__file__).with_name("peer.py")), way, name, folder, str(epochs)]
+    command = [python, str(Path(__file__).with_name("peer.py")), way, name, folder, str(epochs), str(seed)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -197,8 +199,8 @@ def train(options) -> None:
             write_rows(Path(folder), options.data, name, rows)
             # In turn, so that a machine that changes its speed changes that of all.
             found = [
-                [trained(pythons[WAYS[way]], way, name, folder, epochs, options.limit) for way in ways]
-                for _ in range(options.repetitions)
+                [trained(pythons[WAYS[way]], way, name, folder, epochs, seed, options.limit) for way in ways]
+                for seed in range(options.repetitions)
             ]
         show_trained(name, dict(zip(ways, zip(*found, strict=True), strict=True)))
 
@@ -242,7 +244,7 @@ def main():
     parser.add_argument("--elephas", help="Python of an environment with Elephas")
     parser.add_argument("--torch", help="Python of an environment with torch and keras")
     parser.add_argument("--epochs", type=int, help="of each training, by default those of its model")
-    parser.add_argument("--repetitions", type=int, default=3, help="of each training")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each training, from other weights")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a training")
     options = parser.parse_args()
     if "training" in options.only and options.data is None:
