@@ -13,8 +13,9 @@ from hvdkeras.simulation.times import Times
 if TYPE_CHECKING:
     from hvdkeras.trainers import Trainer
 
-# The first epoch compiles, and is left out.
-_EPOCHS = 4
+# The first epoch compiles, and in the last some ranks have ended, whose cores the others have then. Both are
+# left out.
+_EPOCHS = 6
 # Arguments that end or resume a training, evaluate its center, or write files.
 _LEFT_OUT = (
     "callbacks",
@@ -41,7 +42,7 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
             cores, and workers that exchange together have a reduction to measure.
 
     Returns:
-        Times with `step` and `exchange`: medians over the epochs after the first and the ranks. Where
+        Times with `step` and `exchange`: medians over the ranks and the epochs but the first and the last. Where
         gradients are averaged, the wait for slower ranks is part of `exchange`.
 
     Raises:
@@ -54,7 +55,7 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
     averaging = algorithm.gradient_averaging if algorithm.mode is Mode.GRADIENTS else None
     window = averaging.accumulation if averaging else used.communication_window
     for rank in used.history.ranks:
-        for epoch in range(1, len(rank.rows)):
+        for epoch in range(1, len(rank.rows) - 1):
             batches = math.ceil(rank.rows[epoch] / used.batch_size)
             windows = math.ceil(batches / min(window or batches, batches))
             steps.append(rank.seconds["computation"][epoch] / batches)
