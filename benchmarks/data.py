@@ -17,7 +17,6 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,8 @@ import pyarrow.parquet as pq
 
 from hvdkeras.data.columns import Column
 from hvdkeras.data.shards import Shards, write_arrays, write_dataframe
+
+from local_spark import local_session
 
 WIDTH, CLASSES, BATCH, WINDOW = 784, 10, 128, 16
 COLUMNS = (Column("features", (WIDTH,), "float32"), Column("label", (), "int32", classes=CLASSES))
@@ -55,23 +56,14 @@ def alternate(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
 
 def measure_writing(arrays: dict[str, np.ndarray], folder: str, rounds: int) -> None:
     from pyspark.ml.functions import array_to_vector
-    from pyspark.sql import SparkSession
 
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     rows = len(arrays["label"])
     source, target = f"{folder}/source", f"{folder}/target"
     os.makedirs(source)
     for number, (x, y) in enumerate(zip(*(np.array_split(arrays[name], 4) for name in arrays), strict=True)):
         lists = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), WIDTH).cast(pa.list_(pa.float32()))
         pq.write_table(pa.table({"features": lists, "label": y}), f"{source}/{number}.parquet")
-    spark = (
-        SparkSession.builder.master("local[2]")
-        .config("spark.driver.memory", "4g")
-        .config("spark.ui.enabled", False)
-        .config("spark.ui.showConsoleProgress", False)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
+    spark = local_session()
     spark.read.parquet(source).select(array_to_vector("features").alias("features"), "label").write.parquet(
         f"{folder}/vectors"
     )

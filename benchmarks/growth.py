@@ -10,14 +10,15 @@ One axis grows at a time, and every training has a process of its own:
 - columns: of a Parquet file of 1,000 rows, which features_col stacks; frame_columns: the same file as a Spark
   DataFrame;
 - ranks: on 8,192 rows of NumPy;
-- partitions: of a Spark DataFrame of 20,000 rows;
+- partitions: of a Spark DataFrame of 20,000 rows; counted_partitions: Spark only counts the same rows, which
+  is the least that so many partitions cost;
 - weights: of a model that learns 256 rows.
 
-The tables have the seconds of `train`, the processor's seconds in the driver, in all ranks and in the other
-processes (Spark, mpirun), and the largest private memory of the driver and of a rank. Below each figure from
-the third on is its slope: the first figure is taken for what a training costs however small it is, and the
-slope is the exponent with which the rest grows, 1 for what grows as its input. `*` marks slopes above 1.2,
-except of the seconds, which depend on what else the machine does. Target: no mark.
+The tables have the seconds of `train` (or of `count`), the processor's seconds in the driver, in all ranks and
+in the other processes (Spark, mpirun), and the largest private memory of the driver and of a rank. Below each
+figure from the third on is its slope: the first figure is taken for what a training costs however small it is,
+and the slope is the exponent with which the rest grows, 1 for what grows as its input. `*` marks slopes above
+1.2, except of the seconds, which depend on what else the machine does. Target: no mark.
 """
 
 import argparse
@@ -30,8 +31,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from local_spark import local_session
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["PYSPARK_PYTHON"] = sys.executable
 
 AXES = {
     "rows": [10_000, 100_000, 1_000_000],
@@ -39,6 +41,7 @@ AXES = {
     "frame_columns": [10, 100, 1000, 10_000],
     "ranks": [1, 2, 4, 8, 16],
     "partitions": [1, 10, 100, 1000, 10_000],
+    "counted_partitions": [1, 10, 100, 1000, 10_000],
     "weights": [10_000, 100_000, 1_000_000, 10_000_000],
 }
 FIGURES = ["seconds", "driver s", "ranks s", "others s", "driver MB", "rank MB"]
@@ -69,19 +72,10 @@ def _table(random, rows: int, names: list[str] | None):
     return pa.table({**{name: random.random(rows, "float32") for name in names}, "label": label})
 
 
-def session():
-    from pyspark.sql import SparkSession
-
-    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False)
-    found = builder.config("spark.ui.showConsoleProgress", False).getOrCreate()
-    found.sparkContext.setLogLevel("ERROR")
-    return found
-
-
 def frame(partitions: int):
     from pyspark.sql import functions
 
-    rows = session().range(0, 20_000, 1, partitions)
+    rows = local_session().range(0, 20_000, 1, partitions)
     numbers = functions.array(*(functions.rand(number).cast("float") for number in range(10)))
     label = (functions.col("id") % 2).cast("int").alias("label")
     return rows.select(numbers.alias("features"), label)
@@ -109,17 +103,17 @@ def case(axis: str, value: int, folder: Path) -> tuple[object, object, dict]:
     if axis in ("columns", "frame_columns"):
         names = [f"x{number}" for number in range(value)]
         path = parquet(folder, 1000, names)
-        data = path if axis == "columns" else session().read.parquet(path)
+        data = path if axis == "columns" else local_session().read.parquet(path)
         return model(value, 0), data, {"features_col": names}
     if axis == "ranks":
         return model(10, 0), arrays(8192), {"num_workers": value}
-    if axis == "partitions":
+    if axis in ("partitions", "counted_partitions"):
         return model(10, 0), frame(value), {}
     return model(10, value), arrays(256), {}
 
 
 def point(axis: str, value: int) -> None:
-    """Trains once, in this process; prints when the training begins and what it took."""
+    """Trains or counts once, in this process; prints when that begins and what it took."""
     import hvdkeras
 
     with tempfile.TemporaryDirectory(prefix="hvdkeras-benchmark-") as folder:
@@ -129,8 +123,13 @@ def point(axis: str, value: int) -> None:
         trainer = hvdkeras.AsynchronousEASGD(keras_model, loss=loss, threads=1, verbose=0, **given)
         print("begin", flush=True)
         begun = time.perf_counter()
-        trainer.train(data)
+        if axis == "counted_partitions":
+            data.count()
+        else:
+            trainer.train(data)
         print(json.dumps(time.perf_counter() - begun), flush=True)
+        if hasattr(data, "sparkSession"):
+            data.sparkSession.stop()
 
 
 class Watch:

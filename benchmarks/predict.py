@@ -25,7 +25,6 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,8 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from local_spark import local_session
 
 WIDTH, CLASSES, FILES = 784, 10, 8
 # How many rows are enough to measure what takes a call for each.
@@ -221,21 +222,6 @@ def measure_memory(spark: Any, model: Any, folder: str, rows: int) -> None:
     print(f"  ratio                        {highest[1] / highest[0]:10.2f}   (target: 1, it does not grow)")
 
 
-def start_spark() -> Any:
-    from pyspark.sql import SparkSession
-
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    spark = (
-        SparkSession.builder.master("local[2]")
-        .config("spark.driver.memory", "4g")
-        .config("spark.ui.enabled", False)
-        .config("spark.ui.showConsoleProgress", False)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=500_000)
@@ -245,7 +231,7 @@ def main() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     images = make_images(arguments.rows)
     folder = tempfile.mkdtemp(prefix="hvdkeras-benchmark-")
-    spark = start_spark()
+    spark = local_session()
     try:
         from pyspark.ml.functions import array_to_vector
         from pyspark.sql import functions

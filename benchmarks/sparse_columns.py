@@ -14,7 +14,6 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from multiprocessing import get_context
@@ -24,6 +23,8 @@ import numpy as np
 from hvdkeras.data.columns import Column
 from hvdkeras.data.shards import Shards, write_dataframe
 
+from local_spark import local_session
+
 WIDTH, WORDS, BATCH = 1 << 18, 20, 32
 COLUMNS = (Column("features", (WIDTH,), "float32"), Column("label", (), "float32"))
 
@@ -32,17 +33,8 @@ def documents(rows: int):
     """The two DataFrames, in Spark's memory: of vectors and of arrays."""
     from pyspark.ml.feature import HashingTF
     from pyspark.ml.functions import vector_to_array
-    from pyspark.sql import SparkSession
 
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    spark = (
-        SparkSession.builder.master("local[2]")
-        .config("spark.driver.memory", "4g")
-        .config("spark.ui.enabled", False)
-        .config("spark.ui.showConsoleProgress", False)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
+    spark = local_session()
     random = np.random.default_rng(0)
     words = [
         ([f"w{word}" for word in random.integers(0, 5000, WORDS)], float(row % 2)) for row in range(rows)

@@ -36,13 +36,16 @@ from hvdkeras.data.conversion import Problem
 from hvdkeras.data.parts import Outcome, Part, block_rows, write_part
 from hvdkeras.data.stacking import check_stacked_type
 from hvdkeras.data.store import open_filesystem
+from hvdkeras.launch.cluster import is_connect, is_local
+from hvdkeras.launch.python_workers import forget_archives, spare_modules
 
 logger = logging.getLogger("hvdkeras")
 
-# A Spark task with Python costs 0.05 seconds, however few its rows. So many tasks, or so many for each slot,
-# keep slots of different speed busy; more where Spark may add slots meanwhile.
-_MOST_TASKS, _MOST_OF_GROWING = 256, 1024
+# A Spark task with Python takes 0.06 seconds, in which it mostly waits for its first rows. So many tasks for
+# each slot keep slots busy though partitions differ. On a cluster, at least so many in all keep machines of
+# different speed busy; more where Spark may add slots meanwhile.
 _MOST_WAVES = 16
+_MOST_TASKS, _MOST_OF_GROWING = 256, 1024
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -195,8 +198,8 @@ def write_partitions(
     """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        task = TaskContext.get()
-        partition = task.partitionId()
+        forget_archives()
+        partition = TaskContext.get().partitionId()
         system, path = open_filesystem(marker)
         if system.get_file_info(path).type != fs.FileType.File:
             answer = {"partition": partition, "blind": socket.gethostname()}
@@ -205,6 +208,8 @@ def write_partitions(
             name = f"part-{partition:05d}-{uuid.uuid4().hex[:12]}"
             outcome = write_part(url, name, columns, (batch.columns for batch in batches))
             answer = {"partition": partition, **asdict(outcome)}
+        # Arrow imports most modules when it converts the first rows.
+        spare_modules()
         yield pa.RecordBatch.from_pydict({"answer": [json.dumps(answer)]})
 
     kinds = [field.dataType for field in selected.schema]
@@ -228,11 +233,14 @@ def write_partitions(
 
 def _most_tasks(session: SparkSession) -> int | None:
     """The most tasks that write the partitions; None on Spark Connect, which does not know its slots."""
-    if type(session).__module__.startswith("pyspark.sql.connect"):
+    if is_connect(session):
         return None
+    context = session.sparkContext
+    most = _MOST_WAVES * context.defaultParallelism
+    if is_local(context):
+        return most
     is_growing = session.conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true"
-    slots = session.sparkContext.defaultParallelism
-    return max(_MOST_OF_GROWING if is_growing else _MOST_TASKS, _MOST_WAVES * slots)
+    return max(_MOST_OF_GROWING if is_growing else _MOST_TASKS, most)
 
 
 def _outcome(answer: dict) -> Outcome:

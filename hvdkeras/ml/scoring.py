@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from hvdkeras.launch.python_workers import forget_archives
 from hvdkeras.ml.rows import evened, fed_dtype, flat_rows, stack, string_rows, vector_rows
 from hvdkeras.models.saved import Tensor
 from hvdkeras.models.serialization import model_from_bytes
@@ -60,6 +61,7 @@ class Scoring:
 
     def __call__(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Turns batches of features, one series for each input, into batches of as many predictions."""
+        forget_archives()
         model = self._model()
         for batch in batches:
             columns = batch if isinstance(batch, tuple) else (batch,)

@@ -1,9 +1,12 @@
 """Shards of Spark DataFrames: the same rows as the DataFrame's, whatever its columns and partitions are."""
 
 import decimal
+import gc
 import os
+import sys
 
 import numpy as np
+import pyarrow as pa
 import pyspark
 import pytest
 from pyspark.ml.feature import VectorAssembler
@@ -79,18 +82,40 @@ def test_partitions_empty_ones_and_more_or_fewer_than_ranks(spark, numbers, monk
 
 
 def test_very_many_partitions_are_written_by_fewer_tasks(numbers, monkeypatch, caplog):
-    monkeypatch.setattr(frames, "_MOST_TASKS", 3)
-    monkeypatch.setattr(frames, "_MOST_WAVES", 1)
+    monkeypatch.setattr(frames, "_MOST_WAVES", 2)
     with caplog.at_level("INFO", "hvdkeras"):
         shards = write_dataframe(numbers(40).repartition(30, "y").where("y > 0"), COLUMNS)
-    assert len(shards.parts) == 3
-    assert "the DataFrame has 3 partitions or more" in caplog.text
+    assert len(shards.parts) == 4
+    assert "the DataFrame has 4 partitions or more" in caplog.text
     assert all_rows(shards, ranks=2) == [row for row in expected(40) if row[-1] > 0]
     caplog.clear()
     with caplog.at_level("INFO", "hvdkeras"):
         shards = write_dataframe(numbers(40).coalesce(2), COLUMNS)
     assert (len(shards.parts), caplog.text) == (2, "")
     assert all_rows(shards) == expected(40)
+
+
+@pytest.mark.parametrize(
+    ("local", "growing", "tasks"), [(True, "false", 32), (False, "false", 256), (False, "true", 1024)]
+)
+def test_few_slots_of_several_machines_get_more_tasks(spark, monkeypatch, local, growing, tasks):
+    monkeypatch.setattr(frames, "is_local", lambda context: local)
+    monkeypatch.setattr(spark.conf, "get", lambda name, default: growing)
+    assert frames._most_tasks(spark) == tasks
+
+
+def test_later_tasks_of_a_python_worker_read_no_archive_and_collect_no_modules(spark, numbers):
+    def ask(batches):
+        list(batches)
+        archives = [type(one).__name__ for one in sys.path_importer_cache.values()].count("zipimporter")
+        yield pa.RecordBatch.from_pydict({"archives": [archives], "spared": [gc.get_freeze_count()]})
+
+    write_dataframe(numbers(40), COLUMNS).remove()
+    seen = numbers(8).mapInArrow(ask, "archives long, spared long").collect()
+    # Spark gives tasks to its idle workers in turn; other jobs may have left some that wrote nothing.
+    spared = [row.archives for row in seen if row.spared > 10_000]
+    assert spared
+    assert sys.version_info >= (3, 12) or set(spared) == {0}
 
 
 def test_dense_and_sparse_vectors_and_arrays_are_equal(spark):
