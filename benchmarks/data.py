@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hvdkeras.data.columns import Column
-from hvdkeras.data.shards import Shards, write_arrays, write_dataframe
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.writing import write_arrays, write_dataframe
 
 from local_spark import local_session
 

@@ -24,7 +24,8 @@ from PIL import Image
 
 import hvdkeras
 from hvdkeras.data.columns import Column
-from hvdkeras.data.shards import Shards, write_arrays
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.writing import write_arrays
 
 AIM = 0.8
 

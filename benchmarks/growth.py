@@ -17,8 +17,8 @@ One axis grows at a time, and every training has a process of its own:
 The tables have the seconds of `train` (or of `count`), the processor's seconds in the driver, in all ranks
 and in the other processes (Spark, mpirun), and the largest private memory of the driver and of a rank. Below
 each figure from the third on is its slope: the first figure is taken for what a training costs however small
-it is, and the slope is the exponent with which the rest grows, 1 for what grows as its input. `*` marks slopes
-above 1.2, except of the seconds, which depend on what else the machine does. Target: no mark.
+it is, and the slope is the exponent with which the rest grows, 1 for what grows as its input. `*` marks
+slopes above 1.2, except of the seconds, which depend on what else the machine does. Target: no mark.
 """
 
 import argparse

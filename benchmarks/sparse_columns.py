@@ -21,7 +21,8 @@ from multiprocessing import get_context
 import numpy as np
 
 from hvdkeras.data.columns import Column
-from hvdkeras.data.shards import Shards, write_dataframe
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.writing import write_dataframe
 
 from local_spark import local_session
 

@@ -2,7 +2,8 @@
 
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import Shards, open_shards, write_arrays, write_dataframe, write_parquet
+from hvdkeras.data.shards import Shards, open_shards
+from hvdkeras.data.writing import write_arrays, write_dataframe, write_parquet
 
 __all__ = [
     "Column",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvdkeras.data.columns import Column, DataError, check_names
-from hvdkeras.data.shards import Shards, open_parquet
+from hvdkeras.data.shards import Shards
 from hvdkeras.data.sources import check_kind, is_dataframe
+from hvdkeras.data.writing import open_parquet
 from hvdkeras.naming import listed
 
 if TYPE_CHECKING:

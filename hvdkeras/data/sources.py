@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from hvdkeras.data.columns import Column, Form
 from hvdkeras.data.decoding import Decoder
 from hvdkeras.data.raw import as_lists, is_list, is_number, plain_type
-from hvdkeras.data.shards import Shards, open_parquet, write_arrays, write_dataframe, write_parquet
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.writing import open_parquet, write_arrays, write_dataframe, write_parquet
 from hvdkeras.launch.cluster import is_connect
 from hvdkeras.naming import listed
 

@@ -7,7 +7,8 @@ import pytest
 
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import Shards, write_arrays
+from hvdkeras.data.shards import Shards
+from hvdkeras.data.writing import write_arrays
 from hvdkeras.trainers.downpour import adagrad
 
 from batching import batches_of

@@ -6,7 +6,7 @@ import pytest
 
 import hvdkeras
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import write_arrays
+from hvdkeras.data.writing import write_arrays
 from hvdkeras.models.serialization import model_from_bytes, model_to_bytes
 from hvdkeras.models.targets import columns, targets
 

@@ -7,8 +7,8 @@ import pytest
 from pyarrow import fs
 
 from hvdkeras.data.columns import Column, DataError
-from hvdkeras.data.shards import write_arrays
 from hvdkeras.data.store import open_filesystem
+from hvdkeras.data.writing import write_arrays
 from hvdkeras.history import History
 
 from digits import FOUND, data, model

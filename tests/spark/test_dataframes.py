@@ -17,7 +17,8 @@ from pyspark.sql.types import StructType
 from hvdkeras.data import frames, parts, sources
 from hvdkeras.data.columns import Column, DataError, Form
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import open_shards, write_dataframe
+from hvdkeras.data.shards import open_shards
+from hvdkeras.data.writing import write_dataframe
 from hvdkeras.transformers import StandardTransformerModel
 
 from batching import batches_of

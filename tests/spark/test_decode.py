@@ -11,7 +11,7 @@ from PIL import Image
 import hvdkeras
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import write_dataframe
+from hvdkeras.data.writing import write_dataframe
 
 import digits
 from batching import batches_of

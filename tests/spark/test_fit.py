@@ -11,7 +11,7 @@ import hvdkeras
 from hvdkeras import ModelPredictor
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import read_column
-from hvdkeras.data.shards import write_dataframe
+from hvdkeras.data.writing import write_dataframe
 
 pytestmark = pytest.mark.spark
 

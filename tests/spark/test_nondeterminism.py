@@ -10,7 +10,7 @@ from pyspark.sql import functions
 
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import write_dataframe
+from hvdkeras.data.writing import write_dataframe
 
 from batching import batches_of
 

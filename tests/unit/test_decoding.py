@@ -16,7 +16,8 @@ from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.decoding import DecodedRows, check_decode
 from hvdkeras.data.parts import write_part
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import Shards, open_shards, write_arrays, write_parquet
+from hvdkeras.data.shards import Shards, open_shards
+from hvdkeras.data.writing import write_arrays, write_parquet
 
 from batching import batches_of
 

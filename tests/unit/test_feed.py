@@ -12,7 +12,7 @@ from hvdkeras.callbacks.feed import Feed
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import write_arrays
+from hvdkeras.data.writing import write_arrays
 from hvdkeras.models import windows
 from hvdkeras.models.targets import Batch, batch, targets
 from hvdkeras.models.windows import end_with_the_data

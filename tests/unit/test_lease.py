@@ -20,7 +20,7 @@ import time
 import numpy as np
 from hvdkeras.data.lease import lease_folder
 from hvdkeras.data.columns import Column
-from hvdkeras.data.shards import write_arrays
+from hvdkeras.data.writing import write_arrays
 
 write_arrays({"x": np.zeros(3)}, [Column("x", (), "float32")], lease_folder(STORE))
 print("ready", flush=True)

@@ -13,7 +13,8 @@ import pytest
 from hvdkeras.data import parts, sources, store
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows
-from hvdkeras.data.shards import open_shards, write_arrays, write_parquet
+from hvdkeras.data.shards import open_shards
+from hvdkeras.data.writing import write_arrays, write_parquet
 
 from batching import batches_of
 
@@ -332,7 +333,7 @@ def test_the_memory_does_not_grow_with_the_size_of_a_parquet_file(tmp_path, monk
         return parts.write_part(url, name, columns, watched())
 
     monkeypatch.setattr(parts, "_BLOCK_ROWS", 1 << 16)
-    monkeypatch.setattr("hvdkeras.data.shards.write_part", write)
+    monkeypatch.setattr("hvdkeras.data.writing.write_part", write)
     assert write_parquet(path, [Column("x", (), "float32")], tmp_path).rows == 32 * rows
     assert max(held) < 20e6
 

@@ -10,8 +10,9 @@ from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column
 from hvdkeras.data.parts import write_part
 from hvdkeras.data.rows import Rows, read_column
-from hvdkeras.data.shards import Shards, write_arrays
+from hvdkeras.data.shards import Shards
 from hvdkeras.data.split import Split
+from hvdkeras.data.writing import write_arrays
 
 from batching import batches_of
 

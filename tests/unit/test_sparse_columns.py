@@ -14,7 +14,8 @@ from hvdkeras.data import mapping, parts
 from hvdkeras.data import rows as rows_module
 from hvdkeras.data.columns import Column, DataError
 from hvdkeras.data.rows import Rows, read_column
-from hvdkeras.data.shards import Shards, open_shards, write_arrays, write_parquet
+from hvdkeras.data.shards import Shards, open_shards
+from hvdkeras.data.writing import write_arrays, write_parquet
 from hvdkeras.models.targets import batch, targets
 
 from batching import batches_of

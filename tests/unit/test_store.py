@@ -10,8 +10,8 @@ import pytest
 from hvdkeras.checkpoint.folder import CheckpointFolder
 from hvdkeras.data import store
 from hvdkeras.data.columns import Column
-from hvdkeras.data.shards import write_arrays
 from hvdkeras.data.store import joined, map_file, normalized, open_filesystem, open_text
+from hvdkeras.data.writing import write_arrays
 
 TEXT = "one line\nzwei Wörter\r\n\n"
 
