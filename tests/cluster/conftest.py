@@ -1,4 +1,4 @@
-"""Two hosts, ranks on both, and a Spark standalone cluster over them."""
+"""Two or three hosts, ranks on them, and a Spark standalone cluster over two."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,11 +25,25 @@ def on_hosts(hosts: two.Hosts, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     The results come by rank; the first half is alpha's. Keyword arguments and errors are as in `ranks.run`.
     """
+    return runner(hosts, tmp_path_factory)
+
+
+@pytest.fixture
+def on_three_hosts(
+    hosts: two.Hosts, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., list]]:
+    """As `on_hosts`, on three hosts that are made for one test."""
+    with two.Hosts(number=3) as three:
+        yield runner(three, tmp_path_factory)
+
+
+def runner(hosts: two.Hosts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list]:
+    """Returns what `on_hosts` returns, for these hosts."""
 
     def run(ranks_each: int, fn: Callable[..., Any], *args: Any, **options: Any) -> list:
         return ranks.run(
             tmp_path_factory.mktemp("ranks"),
-            2 * ranks_each,
+            len(hosts.names) * ranks_each,
             fn,
             args,
             mpi_args=hosts.mpi_args(ranks_each),

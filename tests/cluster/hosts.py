@@ -1,6 +1,6 @@
-"""Two hosts on one machine, from namespaces: each has its network, name, processes, IPC and /dev/shm.
+"""Hosts on one machine, from namespaces: each has its network, name, processes, IPC and /dev/shm.
 
-With a name or a /dev/shm in common, ranks of the two hosts would take each other for neighbours. The files
+With a name or a /dev/shm in common, ranks of two hosts would take each other for neighbours. The files
 are common, as on a cluster with a network file system. Needs root and iproute2.
 """
 
@@ -22,8 +22,8 @@ from hvdkeras.launch import environment
 import archives
 import ranks
 
-NAMES = ("alpha", "beta")
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
+NAMES = ("alpha", "beta", "gamma")
+ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")
 DOOR = Path(__file__).with_name("door.py")
 LINK = Path(__file__).with_name("link.py")
 DRIVE = Path(__file__).with_name("drive.py")
@@ -76,31 +76,32 @@ def clear_away() -> None:
 
 
 class Hosts:
-    """Two running hosts, `alpha` and `beta`, at 10.77.0.1 and 10.77.0.2 on eth0. Use as a context manager.
+    """Running hosts, `alpha`, `beta` and `gamma`, at 10.77.0.1 to 3 on eth0. Use as a context manager.
 
     Args:
         shared_memory: Size of each /dev/shm; by default what a container has.
         delay: Seconds that the link takes, one way.
         loss: The part of the frames that the link loses, from 0 to 1.
+        number: How many hosts there are, two or three. The link of three has no delay and no loss.
     """
 
     made = itertools.count()
 
-    def __init__(self, shared_memory: str = "64m", delay: float = 0.0, loss: float = 0.0):
+    def __init__(self, shared_memory: str = "64m", delay: float = 0.0, loss: float = 0.0, number: int = 2):
         self.shared_memory, self.delay, self.loss = shared_memory, delay, loss
-        number = next(self.made)
-        self.networks = [f"hvdkeras-{os.getpid()}-{name}{number}" for name in NAMES]
+        self.names, made = NAMES[:number], next(self.made)
+        self.networks = [f"hvdkeras-{os.getpid()}-{name}{made}" for name in self.names]
         self.roots: list[subprocess.Popen] = []
         self.services: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Hosts":
         self.folder = Path(tempfile.mkdtemp(prefix="hvdkeras-hosts-"))
-        lines = ["127.0.0.1 localhost", *map(" ".join, zip(ADDRESSES, NAMES, strict=True))]
+        lines = ["127.0.0.1 localhost", *map(" ".join, zip(ADDRESSES, self.names, strict=False))]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
         try:
             clear_away()
             self._connect()
-            self.pids = [self._start(index) for index in range(2)]
+            self.pids = [self._start(index) for index in range(len(self.names))]
         except BaseException:
             self.__exit__()
             raise
@@ -124,17 +125,17 @@ class Hosts:
         """Starts a Spark standalone master on alpha, and a worker of two cores on each host."""
         master = f"spark://{ADDRESSES[0]}:7077"
         self._start_service(0, "master", "--port", "7077")
-        for index in range(2):
+        for index in range(len(self.names)):
             self._start_service(index, "worker", "--cores", "2", "--memory", "2g", master)
 
     def entered(self, index: int, command: Sequence[str]) -> list[str]:
-        """The command that runs `command` on host 0 or 1."""
+        """The command that runs `command` on a host."""
         return ["nsenter", "-t", str(self.pids[index]), "-m", "-u", "-i", "-n", "-p", "--", *command]
 
     def mpi_args(self, ranks_each: int) -> list[str]:
-        """Arguments of an mpirun on alpha that starts as many ranks on either host."""
-        slots = ",".join(f"{name}:{ranks_each}" for name in NAMES)
-        # The options that Horovod gives; of the interfaces, the one that both hosts have.
+        """Arguments of an mpirun on alpha that starts as many ranks on each host."""
+        slots = ",".join(f"{name}:{ranks_each}" for name in self.names)
+        # The options that Horovod gives; of the interfaces, the one that all hosts have.
         options = {"pml": "ob1", "btl": "^openib", "btl_tcp_if_include": "eth0"}
         options["plm_rsh_agent"] = f"{sys.executable} {DOOR}"
         return ["--host", slots, *(word for option in options.items() for word in ("-mca", *option))]
@@ -142,25 +143,41 @@ class Hosts:
     def _connect(self) -> None:
         for network in self.networks:
             ip("netns", "add", network)
-        first, second = self.networks
-        if self.delay or self.loss:
+        first, second, *_ = self.networks
+        if len(self.networks) > 2:
+            self._bridge()
+        elif self.delay or self.loss:
             command = [sys.executable, str(LINK), first, second, str(self.delay), str(self.loss)]
             self.services.append(subprocess.Popen(command))
             for network in self.networks:
                 wait_for(lambda n=network: b"eth0" in ip("-n", n, "link", "show"), "the link", 10)
         else:
             ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
-        for network, address in zip(self.networks, ADDRESSES, strict=True):
+        for network, address in zip(self.networks, ADDRESSES, strict=False):
             ip("-n", network, "address", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 ip("-n", network, "link", "set", device, "up")
         # Linux takes a second to call a new link running; until then UCX finds the other host unreachable.
-        for network in self.networks:
+        for network in self.networks[: len(self.names)]:
             wait_for(lambda n=network: b"LOWER_UP" in ip("-n", n, "link", "show", "eth0"), "the network", 10)
+
+    def _bridge(self) -> None:
+        """Connects the eth0 of each host to a switch in a network of its own.
+
+        With the switch's ports among a host's devices, UCX would crash where a window is made.
+        """
+        switch = self.networks[0].replace(self.names[0], "switch")
+        ip("netns", "add", switch)
+        self.networks.append(switch)
+        ip("-n", switch, "link", "add", "switch", "type", "bridge")
+        ip("-n", switch, "link", "set", "switch", "up")
+        for name, network in zip(self.names, self.networks, strict=False):
+            ip("link", "add", name, "netns", switch, "type", "veth", "peer", "name", "eth0", "netns", network)
+            ip("-n", switch, "link", "set", name, "master", "switch", "up")
 
     def _start(self, index: int) -> int:
         """Starts a host and returns the process number, here, of its first process."""
-        name = NAMES[index]
+        name = self.names[index]
         unshare = ["unshare", "-u", "-i", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
         parameters = [str(self.folder), name, self.shared_memory, sys.executable, str(DOOR)]
         first = ["sh", "-c", FIRST, "sh", *parameters]

@@ -184,6 +184,35 @@ def test_the_place_of_the_center_is_the_same_for_all_ranks(on_hosts):
     assert all(other == results[0] for other in results)
 
 
+def spread_by_decision(size, pushes):
+    """Decisions for what one link carries and for what it does not, and sums in a center that is so spread."""
+    from mpi4py import MPI
+
+    from hvdkeras.center import placement
+    from hvdkeras.center.window import WindowCenter
+
+    comm = MPI.COMM_WORLD
+    # A small center once in minutes, and 4 GB with every step; for both a megabyte is measured.
+    light, heavy = placement.Demand(size, 1, 10_000), placement.Demand(1_000_000_000, 1, 1)
+    decided = [placement.decide(comm, demand, None, 60) for demand in (light, heavy)]
+    center = WindowCenter(comm, np.zeros(size, np.float32), sharded=decided[1], timeout=60)
+    holders = {chunk.host for chunk in center._chunks}
+    for _ in range(pushes):
+        center.push(np.full(size, comm.rank + 1, np.float32))
+    center.finish()
+    pulled = center.pull()
+    center.free()
+    return placement.hosts_of(comm, 60), decided, holders, set(pulled.tolist())
+
+
+def test_between_three_hosts_the_measured_link_decides_and_no_push_is_lost(on_three_hosts):
+    for hosts, decided, holders, sums in on_three_hosts(1, spread_by_decision, 2_000_000, 3):
+        assert hosts == [0, 1, 2]
+        assert decided == [False, True]
+        assert holders == {0, 1, 2}
+        assert sums == {3.0 * (1 + 2 + 3)}
+
+
 def tickets_and_reads(length, exchanges):
     """Two ranks draw numbered tickets by exchanges, the others read; chunks may not be torn."""
     from mpi4py import MPI
