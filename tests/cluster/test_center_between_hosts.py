@@ -185,7 +185,7 @@ def test_the_place_of_the_center_is_the_same_for_all_ranks(on_hosts):
 
 
 def spread_by_decision(size, pushes):
-    """Decisions for what one link carries and for what it does not, and sums in a center that is so spread."""
+    """Decisions for what one link carries and for what it does not, and the sums in a center so spread."""
     from mpi4py import MPI
 
     from hvdkeras.center import placement
