@@ -42,8 +42,8 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
             cores, and workers that exchange together have a reduction to measure.
 
     Returns:
-        Times with `step` and `exchange`: medians over the ranks and the epochs but the first and the last. Where
-        gradients are averaged, the wait for slower ranks is part of `exchange`.
+        Times with `step` and `exchange`: medians over the ranks and the epochs but the first and the last.
+        Where gradients are averaged, the wait for slower ranks is part of `exchange`.
 
     Raises:
         ValueError: as `Trainer.train`.
