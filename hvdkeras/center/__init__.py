@@ -2,7 +2,7 @@
 
 - `replicated.ReplicatedCenter`: every rank holds the center; all ranks exchange together, by collectives.
 - `window.WindowCenter`: the center is in one-sided MPI windows; each rank exchanges at its own pace.
-- `tables.TableCenter`: as that, on one host; of large embeddings only rows that have changed are exchanged.
+- `tables.TableCenter`: as that; of large embeddings only rows that have changed are exchanged.
 - `local.LocalCenter`: a center in one process, without MPI, to try an algorithm.
 
 All have the verbs `pull`, `push` and `exchange`, the method `contents`, and take the same rules::
