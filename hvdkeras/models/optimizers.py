@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.models.serialization import pack
+from hvdkeras.models.values import read, same
 
 
 def has_schedule(optimizer: Any) -> bool:
@@ -177,8 +178,6 @@ class PackedOptimizer:
         Raises:
             ValueError: it is built on, or excludes, variables that are not the model's.
         """
-        import keras
-
         positions = {optimizer._var_key(v): number for number, v in enumerate(model.variables)}
         built_on = [optimizer._var_key(v) for v in optimizer._trainable_variables] if optimizer.built else []
         exclusions = []
@@ -196,7 +195,7 @@ class PackedOptimizer:
             pack(optimizer),
             [(sorted(positions[key] for key in excluded), pattern) for excluded, pattern in exclusions],
             [positions[key] for key in built_on] if optimizer.built else None,
-            [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables],
+            [read(variable) for variable in optimizer.variables],
         )
 
     def complete(self, optimizer: Any, model: Any, with_state: bool = True) -> None:
@@ -265,7 +264,4 @@ def _nameless(packed: Any) -> dict[str, Any]:
 
 
 def _equal(values: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
-    return len(values) == len(others) and all(
-        value.dtype == other.dtype and value.tobytes() == other.tobytes()
-        for value, other in zip(values, others, strict=True)
-    )
+    return len(values) == len(others) and all(map(same, values, others))

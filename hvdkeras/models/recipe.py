@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from copy import copy as shallow
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.models.compiled import check_left_out, check_metrics, compiles_itself
+from hvdkeras.models.large import Beside, beside_the_file
 from hvdkeras.models.optimizers import PackedOptimizer, named, optimizers_of, scaled
 from hvdkeras.models.serialization import (
     architecture,
     model_from_bytes,
-    own_objects,
+    own_parts,
     pack,
     unpack,
     with_functions,
 )
 from hvdkeras.models.signature import Nested, sign, signature_of
+from hvdkeras.models.values import differing, is_seed, read, same, set_seed
 from hvdkeras.models.windows import end_with_the_data
-from hvdkeras.naming import listed, shown
-
-# Far from the small numbers that people choose as seeds: no rank gets the seed of another's other layer.
-SEED_STRIDE = 1_000_003
+from hvdkeras.naming import listed
 
 
 @dataclass
@@ -36,7 +35,8 @@ class Recipe:
     weights train), and its configuration of an optimizer, too (exclusions, moments, the iteration).
 
     Attributes:
-        content: the model as a `.keras` file.
+        content: the model as a `.keras` file, without its large weights.
+        large: the large weights by their numbers in that file; see `hvdkeras.models.large`.
         objects: classes and functions by name that the model needs.
         trainable: whether each of the model's variables trains, in their order.
         values: by position among the model's variables, the values that the file does not bring back.
@@ -49,6 +49,7 @@ class Recipe:
     """
 
     content: bytes
+    large: dict[int, np.ndarray]
     objects: dict[str, Any]
     trainable: list[bool]
     values: dict[int, np.ndarray]
@@ -68,6 +69,18 @@ class Recipe:
         custom_objects: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> Recipe:
+        """Returns the recipe of `with_copy`, without the copy."""
+        return cls.with_copy(model, optimizer, learning_rate, custom_objects, **arguments)[0]
+
+    @classmethod
+    def with_copy(
+        cls,
+        model: Any,
+        optimizer: Any,
+        learning_rate: float | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> tuple[Recipe, Any]:
         """Packs a model, and makes sure that a copy of it is the same.
 
         Args:
@@ -78,6 +91,9 @@ class Recipe:
             custom_objects: classes and functions by name that are not registered with Keras.
             **arguments: more of `keras.Model.compile`: `loss`, `metrics`, `weighted_metrics`, `loss_weights`,
                 `jit_compile`, `run_eagerly`. Values that are None are left to Keras.
+
+        Returns:
+            The recipe, and the copy, which is what its `build` returns.
 
         Raises:
             ValueError: something of the model, the optimizer or the arguments can't be rebuilt; the message
@@ -93,13 +109,11 @@ class Recipe:
         try:
             if optimizer is not getattr(model, "optimizer", None):
                 optimizer = scaled(named(optimizer, learning_rate), model)
-            content, functions = with_functions(model)
-            objects = {**own_parts(model), **functions, **objects}
-            recipe = cls(content, objects, [], {}, {}, None, pack(given), [])
+            recipe = cls(b"", {}, {**own_parts(model), **objects}, [], {}, {}, None, pack(given), [])
             recipe._pack_optimizers(model, optimizer, given)
             signed = signature_of(model)
             recipe.signature = None if signed is None else signed.described
-            copy = recipe._loaded()
+            copy = recipe._pack_model(model)
             recipe._take(model, copy)
             recipe._give(copy, rank=None)
             recipe._compile(copy, 1, with_state=True)
@@ -112,7 +126,7 @@ class Recipe:
                 f"{type(model).__name__} {model.name!r}, {type(error).__name__}: {reason}"
             ) from error
         recipe.compare(model, copy)
-        return recipe
+        return recipe, copy
 
     @property
     def uses_moving_average(self) -> bool:
@@ -145,7 +159,7 @@ class Recipe:
             model: what was packed.
             copy: what `build` returned.
         """
-        differences = list(_differences(model, copy))
+        differences = list(differing(model, copy))
         wanted = [*([self.optimizer] if self.optimizer else []), *self.others]
         # A class may make further optimizers when it is compiled, which the model itself was not.
         for packed, optimizer in zip(wanted, optimizers_of(copy)[: len(wanted)], strict=True):
@@ -156,6 +170,38 @@ class Recipe:
                 f"{type(model).__name__} {model.name!r}, of which these differ: "
                 + listed(differences, longest=200)
             )
+
+    def lent(self) -> Recipe:
+        """Returns the same recipe to be released by another; the arrays are not copied."""
+        other = shallow(self)
+        other.large, other.values = dict(self.large), dict(self.values)
+        return other
+
+    def release(self) -> None:
+        """Frees the memory of the weights. Nothing can be built any more."""
+        self.content = b""
+        self.large.clear()
+        self.values.clear()
+
+    def _pack_model(self, model: Any) -> Any:
+        """Notes the model's file and its large weights; returns what is loaded from them."""
+        beside = Beside()
+        with beside_the_file(beside):
+            self.content, functions = with_functions(model)
+        self.objects = {**functions, **self.objects}
+        self.large = beside.values
+        try:
+            copy, loaded = self._loaded_with()
+        except Exception:
+            if not self.large:
+                raise
+            # A layer may change what it loads in place, which these arrays do not allow.
+            self.content, _ = with_functions(model)
+            self.large = {}
+            return self._loaded()
+        # The states of optimizers are saved, and not loaded.
+        self.large = {number: value for number, value in self.large.items() if number in loaded}
+        return copy
 
     def _pack_optimizers(self, model: Any, optimizer: Any, given: Mapping[str, Any]) -> None:
         import keras
@@ -198,15 +244,21 @@ class Recipe:
         return model
 
     def _loaded(self) -> Any:
-        """The model as Keras's file holds it."""
+        """The model as Keras's file and the large weights beside it hold it."""
+        return self._loaded_with()[0]
+
+    def _loaded_with(self) -> tuple[Any, set[int]]:
+        """The model, see `_loaded`, and the numbers of the large weights that were loaded."""
         import keras
 
+        beside = Beside(self.large)
         with keras.saving.custom_object_scope(self.objects):
             # The model is the user's own: it may hold code.
-            model = model_from_bytes(self.content, self.objects, safe_mode=False)
+            with beside_the_file(beside):
+                model = model_from_bytes(self.content, self.objects, safe_mode=False)
             if self.signature is not None:
                 sign(model, self.signature)
-        return model
+        return model, beside.loaded
 
     def _take(self, model: Any, loaded: Any) -> None:
         """Notes of the model what its file does not bring back."""
@@ -215,10 +267,10 @@ class Recipe:
             raise ValueError(f"the model and its copy have other variables: {listed(differing)}")
         self.trainable = [bool(variable.trainable) for variable in model.variables]
         for number, (variable, copied) in enumerate(zip(model.variables, loaded.variables, strict=True)):
-            if _is_seed(variable):
-                self.seeds[number] = _array(variable)
-            elif variable.shape == copied.shape and not _same(variable, copied):
-                self.values[number] = _array(variable)
+            if is_seed(variable):
+                self.seeds[number] = read(variable)
+            elif variable.shape == copied.shape and not same(read(variable), read(copied)):
+                self.values[number] = read(variable)
 
     def _give(self, loaded: Any, rank: int | None, fresh: bool = False) -> None:
         """Gives a loaded model what its file does not bring back, see `build`."""
@@ -239,73 +291,4 @@ class Recipe:
                 if id(variables[number]) in trained or number in self.seeds:
                     variables[number].assign(variable)
         for number, state in self.seeds.items():
-            _seed(variables[number], state, rank)
-
-
-def own_parts(model: Any) -> dict[str, Any]:
-    """Returns by name the user's own layer classes and Lambda functions, which no file holds."""
-    import keras
-
-    found: dict[str, Any] = {}
-    for layer in model._flatten_layers():
-        if not (type(layer).__module__ or "").startswith("keras."):
-            found[keras.saving.get_registered_name(type(layer))] = type(layer)
-        if isinstance(layer, keras.layers.Lambda):
-            functions = (layer.function, layer._output_shape, layer.mask)
-            found.update(own_objects([each for each in functions if callable(each)]))
-    return found
-
-
-def _seed(variable: Any, state: np.ndarray, rank: int | None) -> None:
-    """Sets a random layer's state.
-
-    Args:
-        variable: the state of the layer's copy, as it was made.
-        state: the state of the layer itself.
-        rank: as in `Recipe.build`.
-    """
-    drawn = _array(variable)
-    if rank is None:
-        variable.assign(state)
-    elif drawn[0] == state[0]:
-        # The seed is the layer's own, and no other process would draw another.
-        seed = (int(state[0]) + SEED_STRIDE * rank) % 2**32
-        variable.assign(np.array([seed, state[1]], state.dtype))
-
-
-def _differences(model: Any, copy: Any) -> Iterator[str]:
-    for variable, copied in zip(model.variables, copy.variables, strict=True):
-        if variable.name != copied.name or tuple(variable.shape) != tuple(copied.shape):
-            yield f"{variable.path} of shape {tuple(variable.shape)} ({copied.path}, {tuple(copied.shape)})"
-        elif bool(variable.trainable) != bool(copied.trainable):
-            yield f"whether {variable.path} trains"
-        elif not _same(variable, copied):
-            yield f"the values of {variable.path}"
-    positions = [
-        {id(variable): number for number, variable in enumerate(each.variables)} for each in (model, copy)
-    ]
-    trained = [
-        [position[id(variable)] for variable in each.trainable_variables]
-        for each, position in zip((model, copy), positions, strict=True)
-    ]
-    if trained[0] != trained[1]:
-        yield f"which variables train: {shown(trained[0])}, {shown(trained[1])} in the copy"
-
-
-def _is_seed(variable: Any) -> bool:
-    return variable.name == "seed_generator_state"
-
-
-def _same(variable: Any, other: Any) -> bool:
-    first, second = _array(variable), _array(other)
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    # Bit by bit, as integers: NaN equals itself, and no copy is made of what may be most of the memory.
-    bits = f"u{math.gcd(first.itemsize, 8)}"
-    return np.array_equal(*(np.ascontiguousarray(each).reshape(-1).view(bits) for each in (first, second)))
-
-
-def _array(variable: Any) -> np.ndarray:
-    import keras
-
-    return keras.ops.convert_to_numpy(variable)
+            set_seed(variables[number], state, rank)

@@ -175,6 +175,20 @@ def own_objects(value: Any) -> dict[str, Any]:
     return found
 
 
+def own_parts(model: Any) -> dict[str, Any]:
+    """Returns by name the user's own layer classes and Lambda functions, which no file holds."""
+    import keras
+
+    found: dict[str, Any] = {}
+    for layer in model._flatten_layers():
+        if not (type(layer).__module__ or "").startswith("keras."):
+            found[keras.saving.get_registered_name(type(layer))] = type(layer)
+        if isinstance(layer, keras.layers.Lambda):
+            functions = (layer.function, layer._output_shape, layer.mask)
+            found.update(own_objects([each for each in functions if callable(each)]))
+    return found
+
+
 def _collect(value: Any, found: dict[str, Any], seen: set[int]) -> None:
     import keras
 

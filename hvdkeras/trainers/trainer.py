@@ -18,7 +18,7 @@ from hvdkeras.history.questions import HistoryQuestions
 from hvdkeras.launch.standing import StandingRanks
 from hvdkeras.ml.estimator import TunableEstimator
 from hvdkeras.models import schema
-from hvdkeras.models.recipe import own_parts
+from hvdkeras.models.serialization import own_parts
 from hvdkeras.spec import EnsembleSpec
 
 if TYPE_CHECKING:
