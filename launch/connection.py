@@ -13,10 +13,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-import cloudpickle
-
 from hvdkeras.launch import remains
-from hvdkeras.launch.wire import Wire
+from hvdkeras.launch.wire import Wire, in_parts
 
 CONNECT_SECONDS = 10
 BEAT_SECONDS = 1.0
@@ -36,14 +34,14 @@ class Driver:
         self._wire = _connect(addresses, port)
         self._wire.limit_silence(timeout)
         self._finished = False
-        self._tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[list[bytearray]] = queue.SimpleQueue()
         self._wire.authenticate(key, first=False)
 
     def send(self, kind: str, *content: Any) -> None:
-        self._wire.send_bytes(kind.encode(), cloudpickle.dumps(content))
+        self._wire.send_parts(in_parts(content), kind.encode())
 
-    def receive(self) -> bytes:
-        return self._wire.recv_bytes()
+    def receive(self) -> list[bytearray]:
+        return self._wire.recv_parts()
 
     def follow(self) -> None:
         """From now on, shows the driver that this process lives, and ends it when the driver is gone.
@@ -55,7 +53,7 @@ class Driver:
         threading.Thread(target=self._follow, name="follow-driver", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def next_task(self) -> bytes:
+    def next_task(self) -> list[bytearray]:
         """Waits for the next task; an empty one is the last. It has no bound but the driver's own life."""
         return self._tasks.get()
 
@@ -65,7 +63,7 @@ class Driver:
     def _follow(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._tasks.put(self._wire.recv_bytes())
+                self._tasks.put(self._wire.recv_parts())
         if not self._finished:
             print("the driver is gone: this rank ends too", file=sys.stderr, flush=True)
         remains.leave()

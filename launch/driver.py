@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import cloudpickle
 
 from hvdkeras.launch import environment
 from hvdkeras.launch.explanation import explain
@@ -17,12 +15,13 @@ from hvdkeras.launch.options import Options
 from hvdkeras.launch.output import Output
 from hvdkeras.launch.report import Reports
 from hvdkeras.launch.supervisor import Job, Supervisor, Verdict, late_ranks
+from hvdkeras.launch.wire import in_parts
 
 log = logging.getLogger(__name__)
 
 
-def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) -> bytes:
-    """Pickles a call for the ranks.
+def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) -> list[bytes | memoryview]:
+    """Pickles a call for the ranks, see `hvdkeras.launch.wire.in_parts`.
 
     Raises:
         TypeError: something in it can't be sent to another process.
@@ -30,7 +29,7 @@ def pack(fn: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any] | None) 
     if not callable(fn):
         raise TypeError(f"fn must be callable. Received: {fn!r}")
     try:
-        return cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
+        return in_parts((fn, tuple(args), dict(kwargs or {})))
     except Exception as error:
         name = getattr(fn, "__qualname__", repr(fn))
         raise TypeError(f"{name} and its arguments can't be sent to other processes: {error}") from error
@@ -53,7 +52,7 @@ class Ranks:
     def __init__(
         self,
         make_job: Callable[[Reports, dict[str, str], Output], Job],
-        task: bytes,
+        task: Sequence[bytes | memoryview],
         num_proc: int,
         options: Options,
         *,
@@ -80,7 +79,7 @@ class Ranks:
     def __exit__(self, *_: object) -> None:
         self.let_go()
 
-    def give(self, task: bytes) -> None:
+    def give(self, task: Sequence[bytes | memoryview]) -> None:
         """Gives the ranks a further task; the results of the one before have come."""
         self._reports.give(task)
 
@@ -113,7 +112,7 @@ class Ranks:
         if self._closed:
             return
         try:
-            self._reports.give(b"")
+            self._reports.give([])
             verdict = self._supervisor.finish()
         finally:
             self._close()

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def run(
         return ranks.results()
 
 
-def start(task: bytes, num_proc: int, options: Options) -> driver.Ranks:
+def start(task: Sequence[bytes | memoryview], num_proc: int, options: Options) -> driver.Ranks:
     """Launches ranks on this machine.
 
     Args:

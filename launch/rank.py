@@ -28,6 +28,7 @@ import cloudpickle
 from hvdkeras.launch import deferred, environment, remains
 from hvdkeras.launch.connection import Driver
 from hvdkeras.launch.failure import RankTimeoutError, bounded
+from hvdkeras.launch.wire import of_parts
 
 if TYPE_CHECKING:
     from hvdkeras.launch.report import Reports
@@ -114,7 +115,8 @@ def perform(
         with sending_to(partial(driver.send, "message")):
             while task:
                 with importing():
-                    fn, args, kwargs = cloudpickle.loads(task)
+                    fn, args, kwargs = of_parts(task)
+                del task  # what the function lets go of is freed
                 driver.send("started")
                 driver.send("result", fn(*args, **kwargs))
                 del fn, args, kwargs  # they would stay in memory until there is another task

@@ -9,17 +9,15 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import AuthenticationError
 from typing import Any
 
-import cloudpickle
-
 from hvdkeras.launch.failure import Failure, TrainingError, bounded
-from hvdkeras.launch.wire import Wire, addresses
+from hvdkeras.launch.wire import Wire, addresses, of_parts
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class Reports:
     """Everything that the ranks of one job tell their driver.
 
     Args:
-        task: the bytes that every rank gets when it connects; `give` has further ones.
+        task: the parts of what every rank gets when it connects; `give` has further ones.
         size: the number of ranks.
         driver_host: the name or address by which other machines know this one; None where all ranks are on
             this machine, and no other needs to connect.
@@ -74,7 +72,7 @@ class Reports:
 
     def __init__(
         self,
-        task: bytes,
+        task: Sequence[bytes | memoryview],
         size: int,
         driver_host: str | None,
         on_message: Callable[[int, Any], None] | None = None,
@@ -131,7 +129,7 @@ class Reports:
                     break
                 self.changed.wait(min(timeout, LOOK_SECONDS))
 
-    def give(self, task: bytes) -> None:
+    def give(self, task: Sequence[bytes | memoryview]) -> None:
         """Gives all ranks, whose results have come, a further task. An empty one lets them end."""
         with self.changed:
             wires = list(self._wires.values())
@@ -190,9 +188,9 @@ class Reports:
         rank = None
         try:
             rank = self._greeted(wire)
-            wire.send_bytes(self._task)
+            wire.send_parts(self._task)
             while True:
-                self._take(rank, wire.recv_bytes().decode(), wire.recv_bytes())
+                self._take(rank, wire.recv_bytes().decode(), wire.recv_parts())
         except AuthenticationError as error:
             log.warning("a connection without the key of this job was refused: %s", error)
         except (EOFError, OSError):
@@ -215,7 +213,7 @@ class Reports:
         try:
             wire.authenticate(self.key, first=True)
             wire.recv_bytes(maxlength=16)
-            rank, host, _ = cloudpickle.loads(wire.recv_bytes())
+            rank, host, _ = of_parts(wire.recv_parts())
         finally:
             impatience.cancel()
         wire.limit_silence(self._timeout)
@@ -224,9 +222,9 @@ class Reports:
             self.changed.notify_all()
         return rank
 
-    def _take(self, rank: int, kind: str, data: bytes) -> None:
+    def _take(self, rank: int, kind: str, parts: list[bytearray]) -> None:
         try:
-            content = cloudpickle.loads(data)
+            content = of_parts(parts)
         except Exception as error:
             raise self._unreadable(rank, kind, error) from error
         if kind == "message":
@@ -292,6 +290,6 @@ class Reports:
         )
 
 
-def _send(wire: Wire, task: bytes) -> None:
+def _send(wire: Wire, task: Sequence[bytes | memoryview]) -> None:
     with suppress(OSError):  # the thread that reads this connection hears of its end, too
-        wire.send_bytes(task)
+        wire.send_parts(task)

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def run(
         return ranks.results()
 
 
-def start(task: bytes, num_proc: int, options: Options, free: int = 0) -> driver.Ranks:
+def start(task: Sequence[bytes | memoryview], num_proc: int, options: Options, free: int = 0) -> driver.Ranks:
     """Launches ranks in the places of Spark tasks, after a look at the slots and the executors' packages.
 
     Args:

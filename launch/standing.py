@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ class StandingRanks:
             if self._ranks is not None:
                 self._ranks.let_go()
 
-    def _given(self, task: bytes) -> driver.Ranks:
+    def _given(self, task: Sequence[bytes | memoryview]) -> driver.Ranks:
         """The ranks, which have been given a task."""
         if self._ranks is not None and self._ranks.are_ready():
             self._ranks.give(task)

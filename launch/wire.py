@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import answer_challenge, deliver_challenge
+from typing import Any
 
+import cloudpickle
 import psutil
 
 HEADER = struct.Struct("!Q")
@@ -16,6 +20,28 @@ PIECE_BYTES = 1 << 20
 LONG_BYTES = 1 << 16
 # TCP asks the other end four times, after half of the time that it may be silent.
 KEEPALIVE_PROBES = 4
+
+
+def in_parts(value: Any) -> list[bytes | memoryview]:
+    """Pickles a value, by cloudpickle; the memory of its large arrays is not copied, but follows as it is.
+
+    The parts hold the arrays, which must not change until the parts are sent.
+    """
+    buffers: list[memoryview] = []
+
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
+        with buffer.raw() as raw:
+            if raw.nbytes < LONG_BYTES:
+                return True
+        buffers.append(buffer.raw())
+        return False
+
+    return [cloudpickle.dumps(value, buffer_callback=is_small), *buffers]
+
+
+def of_parts(parts: Sequence[bytes | bytearray | memoryview]) -> Any:
+    """Returns what `in_parts` was given; its large arrays have the memory of the parts."""
+    return cloudpickle.loads(parts[0], buffers=parts[1:])
 
 
 class Wire:
@@ -60,7 +86,7 @@ class Wire:
         ):
             self._socket.setsockopt(level, option, value)
 
-    def send_bytes(self, *messages: bytes) -> None:
+    def send_bytes(self, *messages: bytes | memoryview) -> None:
         """Sends messages; no other thread's comes between them."""
         with self._sending:
             for message in messages:
@@ -74,16 +100,27 @@ class Wire:
             EOFError: the other end has closed the connection.
             OSError: the connection is lost, or the message is longer than `maxlength`.
         """
-        (length,) = HEADER.unpack(self._receive(HEADER.size))
-        if maxlength is not None and length > maxlength:
-            raise OSError(f"a message must have at most {maxlength} bytes here. Received: {length}")
-        return bytes(self._receive(length))
+        return bytes(self._receive_next(maxlength))
+
+    def send_parts(self, parts: Sequence[bytes | memoryview], *before: bytes) -> None:
+        """Sends a message in several parts, after others; no other thread's comes between them."""
+        self.send_bytes(*before, len(parts).to_bytes(4, "big"), *parts)
+
+    def recv_parts(self) -> list[bytearray]:
+        """Receives the parts of the next message, of which no copies are made; raises as `recv_bytes`."""
+        return [self._receive_next() for _ in range(int.from_bytes(self.recv_bytes(), "big"))]
 
     def close(self) -> None:
         """Ends the connection, also for a thread that is receiving."""
         with suppress(OSError):  # the other end may have been faster
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _receive_next(self, maxlength: int | None = None) -> bytearray:
+        (length,) = HEADER.unpack(self._receive(HEADER.size))
+        if maxlength is not None and length > maxlength:
+            raise OSError(f"a message must have at most {maxlength} bytes here. Received: {length}")
+        return self._receive(length)
 
     def _receive(self, length: int) -> bytearray:
         received = bytearray(length)

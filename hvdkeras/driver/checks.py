@@ -89,23 +89,27 @@ def check_store(configuration: Configuration, data: Any) -> None:
         )
 
 
-def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> Recipe:
-    """Returns the recipe of the model, of which the driver has made a copy as the ranks will.
+def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> tuple[Recipe, Any]:
+    """Returns the recipe of the model, and the copy that the driver has made of it, on the CPU, as ranks will.
 
     Raises:
         ValueError: the names of columns are not those that the model needs, or the ranks could not rebuild or
             compile the model, or would train another one.
     """
+    import tensorflow as tf
+
     schema.input_columns(configuration.keras_model, configuration.features_col)
     configuration.targets()
-    recipe = configuration.recipe()
+    # A GPU belongs to a rank.
+    with tf.device("/CPU:0"):
+        recipe, copy = configuration.recipe_with_copy()
     own_rate = getattr(recipe.optimizer, "learning_rate", None)
     if not configuration.names_its_optimizer and configuration.is_given("learning_rate"):
         _warn_of_rate(own_rate, configuration.learning_rate)
     accumulation = algorithm.gradient_averaging.accumulation
     if algorithm.mode is Mode.GRADIENTS and accumulation > 1:
-        check_accumulation(recipe.build(), accumulation)
-    return recipe
+        check_accumulation(copy, accumulation)
+    return recipe, copy
 
 
 def check_moving_average(recipe: Recipe, algorithm: Algorithm, swaps: Sequence[Any]) -> None:

@@ -228,14 +228,18 @@ class Configuration(Declared):
         return {"class_name": "SGD", "config": {"learning_rate": self.learning_rate}}
 
     def recipe(self) -> Recipe:
-        """Returns the model and what it is compiled with, as they travel to ranks.
+        """Returns the recipe of `recipe_with_copy`, without the copy."""
+        return self.recipe_with_copy()[0]
+
+    def recipe_with_copy(self) -> tuple[Recipe, Any]:
+        """Returns the model and what it is compiled with, as they travel to ranks, and a copy made of them.
 
         Raises:
             ValueError: something of them can't be rebuilt on the ranks.
         """
         optimizer = self.default_optimizer() if self.worker_optimizer is None else self.worker_optimizer
         compiled = compiled_with(self.keras_model)
-        return Recipe.of(
+        return Recipe.with_copy(
             self.keras_model,
             optimizer,
             self.learning_rate if self.is_given("learning_rate") else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -121,11 +122,14 @@ def train(
     is_evaluated = request.validation_data is not None or configuration.holds_rows_out
     check_monitors(callbacks.center, is_evaluated)
     with kept_random_state():
-        recipe = checks.checked_recipe(configuration, algorithm)
+        recipe, copy = checks.checked_recipe(configuration, algorithm)
         checks.check_moving_average(recipe, algorithm, callbacks.swaps)
         count = min(2, ensemble.members if ensemble else 1)
         # No name keeps these models: they are not to take memory beside those that are trained.
         finish(Outcome([recipe.build() for _ in range(count)], History([], 0.0, 0), recipe))
+        if recipe.large:
+            # Models hold themselves by cycles.
+            gc.collect()
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         made_of = structures(recipe)
@@ -143,10 +147,11 @@ def train(
         checks.check_window(algorithm, steps=-(-rows // (num_workers * configuration.batch_size)))
         data = _data_spec(configuration, shards, split, validation, request.shuffle)
         checks.check_compilation(configuration.keras_model, algorithm, bool(data.batch.sparse))
-        local.once(try_out, recipe, data, algorithm.mode is Mode.GRADIENTS)
+        local.once(try_out, copy, data, algorithm.mode is Mode.GRADIENTS)
+        del copy
         spec = TrainingSpec(
             algorithm=algorithm,
-            recipe=recipe,
+            recipe=recipe.lent(),
             data=data,
             oversight=_oversight_spec(configuration, callbacks),
             checkpoint=_checkpoint_spec(configuration, request.resume),

@@ -22,7 +22,6 @@ from hvdkeras.data.rows import Rows
 from hvdkeras.data.shards import Shards
 from hvdkeras.models import schema
 from hvdkeras.models.optimizers import HiddenOptimizerError, hidden_refused
-from hvdkeras.models.recipe import Recipe
 from hvdkeras.models.targets import nested
 from hvdkeras.naming import listed
 from hvdkeras.spec import DataSpec
@@ -37,13 +36,13 @@ _CHOICE, _CHOICE_BYTES = 1000, 4 << 20
 _REASON = 600
 
 
-def try_out(recipe: Recipe, data: DataSpec, averages_gradients: bool) -> None:
+def try_out(model: Any, data: DataSpec, averages_gradients: bool) -> None:
     """Runs a training step of a copy of the model on the data's first rows, and a step of evaluation.
 
     The user's own model, and the random state of this process, are as before.
 
     Args:
-        recipe: of the model.
+        model: the copy, on the CPU. It has learned afterwards.
         data: what the ranks get.
         averages_gradients: whether ranks average the gradients of all optimizers that the step applies.
 
@@ -57,7 +56,6 @@ def try_out(recipe: Recipe, data: DataSpec, averages_gradients: bool) -> None:
 
     with kept_random_state(), tf.device("/CPU:0"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = recipe.build()
         columns, arrays = _some_rows(data.shards, data, _batch_size(model, data))
         try:
             with hidden_refused(model):

@@ -77,7 +77,7 @@ class SavedEstimator(Stage):
                 more["keras_arguments"][name] = self._configuration(name, value)
         try:
             again = type(self)(**self._read_back(content, more, self.custom_objects), **self._saved_params())
-            self.recipe().compare(self.keras_model, again.recipe().build())
+            self.recipe().compare(self.keras_model, again.recipe_with_copy()[1])
         except Exception as error:
             raise ValueError(f"{self.uid} must be the same after saving and loading. {error}") from error
         return content, more

@@ -78,10 +78,12 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
     data = RankData(spec.data, place, spec.ensemble)
     rows, steps = data.training, _window_steps(spec, data.training)
     replica, sums = _replica(spec, place, rows, history, steps)
+    if not spec.has_rounds:
+        _release(spec, place)
     folder = _checkpoint_folder(spec, place)
     order = spec.data.order(spec.algorithm.communication_window)
     start = resuming.start(spec, place, folder, replica, order)
-    with _center(spec, place, replica, start.center or _own_contents(replica), steps) as center:
+    with _center(spec, place, replica, start.center, steps) as center:
         exchange = _exchange(spec, replica, center, start)
         counted = center or sums
         recorder = HistoryRecorder(
@@ -97,6 +99,7 @@ def train(spec: TrainingSpec, place: Place, history: RankHistory) -> Trained:
                 return state.write(folder, number, place.comm.rank)
 
             model = spec.recipe.build(steps_per_execution=steps)
+            _release(spec, place)
             center_model = _center_model(spec, place, data, model)
             if start.center is not None:
                 center_model.load(start.center.center, start.statistics)
@@ -147,6 +150,12 @@ def _replica(
     return replica, sums
 
 
+def _release(spec: TrainingSpec, place: Place) -> None:
+    """Frees the weights that came with the specification, unless more members are built of them."""
+    if place.member is None:
+        spec.recipe.release()
+
+
 def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | None:
     if spec.checkpoint is None:
         return None
@@ -155,29 +164,34 @@ def _checkpoint_folder(spec: TrainingSpec, place: Place) -> CheckpointFolder | N
 
 
 @contextlib.contextmanager
-def _center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents, steps: int) -> Iterator[Any]:
+def _center(
+    spec: TrainingSpec, place: Place, replica: Replica, resumed: Contents | None, steps: int
+) -> Iterator[Any]:
     """The center of the algorithm's mode, freed at the end; None where ranks don't exchange weights."""
-    algorithm, comm = spec.algorithm, place.comm
-    if spec.exchange_dtype is not None:
-        placement.log_conversion(comm, spec.exchange_dtype)
-    if algorithm.mode is Mode.SYNCHRONOUS:
-        center = ReplicatedCenter(comm, first.center, spec.timeout, spec.exchange_dtype)
-    elif algorithm.mode is Mode.ASYNCHRONOUS:
-        slots = first.slots if len(first.slots) else algorithm.center_slots
-        demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps, spec.exchange_dtype)
-        with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
-            layout = tables_of(replica.model)
-            if layout.tables and settles(algorithm) and not spec.center_sharded:
-                center = TableCenter(comm, first.center, layout, slots, spec.timeout, spec.exchange_dtype)
-            else:
-                sharded = placement.decide(comm, demand, spec.center_sharded, spec.timeout)
-                center = WindowCenter(comm, first.center, slots, sharded, spec.timeout, spec.exchange_dtype)
-    else:
+    if not spec.algorithm.mode.has_center:
         yield None
         return
+    center = _made_center(spec, place, replica, resumed or _own_contents(replica), steps)
     yield center
     # Not after an exception: the other ranks don't answer then, and the launcher ends all.
     center.free()
+
+
+def _made_center(spec: TrainingSpec, place: Place, replica: Replica, first: Contents, steps: int) -> Any:
+    algorithm, comm, half = spec.algorithm, place.comm, spec.exchange_dtype
+    if half is not None:
+        placement.log_conversion(comm, half)
+    if algorithm.mode is Mode.SYNCHRONOUS:
+        return ReplicatedCenter(comm, first.center, spec.timeout, half)
+    slots = first.slots if len(first.slots) else algorithm.center_slots
+    demand = placement.Demand(first.center.size, 1 + algorithm.center_slots, steps, half)
+    with rank.limit(spec.timeout, f"all {comm.size} ranks to make the center"):
+        layout = tables_of(replica.model)
+        if layout.tables and settles(algorithm) and not spec.center_sharded:
+            return TableCenter(comm, first.center, layout, slots, spec.timeout, half)
+        sharded = placement.decide(comm, demand, spec.center_sharded, spec.timeout)
+        return WindowCenter(comm, first.center, slots, sharded, spec.timeout, half)
+
 
 
 def _own_contents(replica: Replica) -> Contents:

@@ -123,14 +123,14 @@ def test_versions_differ_by_their_first_two_numbers():
 
 @pytest.fixture
 def reports():
-    with closing(Reports(b"the task", 2, None)) as opened:
+    with closing(Reports([b"the task"], 2, None)) as opened:
         yield opened
 
 
 def test_a_rank_gets_its_task_and_is_heard_to_its_end(reports):
     rank = Driver(["127.0.0.1"], reports.port, reports.key)
     rank.send("hello", 1, "there", 4711)
-    assert rank.receive() == b"the task"
+    assert rank.receive() == [b"the task"]
     rank.send("started")
     rank.send("result", {"weights": [1.5]})
     reports.settle()
@@ -146,7 +146,7 @@ def test_strangers_neither_get_in_nor_in_the_way(reports):
             Driver(["127.0.0.1"], reports.port, b"another key").receive()
         rank = Driver(["127.0.0.1"], reports.port, reports.key)
         rank.send("hello", 0, "here", 1)
-        assert rank.receive() == b"the task"
+        assert rank.receive() == [b"the task"]
     assert reports.hosts == {0: "here"}
 
 
@@ -287,7 +287,7 @@ def test_run_refuses_bad_arguments(arguments, capsys):
 def test_who_does_not_prove_the_key_in_time_is_sent_away(monkeypatch):
     monkeypatch.setattr(report, "CHALLENGE_SECONDS", 0.3)
     with (
-        closing(Reports(b"the task", 2, None)) as reports,
+        closing(Reports([b"the task"], 2, None)) as reports,
         socket.create_connection(("127.0.0.1", reports.port)) as silent,
     ):
         silent.settimeout(10)

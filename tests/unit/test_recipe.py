@@ -183,7 +183,7 @@ def test_a_lambda_finds_its_globals():
 def test_an_optimizer_given_by_name_takes_the_rate(caplog):
     def rate(optimizer, **arguments):
         trainer = hvdkeras.DOWNPOUR(model(), loss="mse", worker_optimizer=optimizer, **arguments)
-        return float(checked_recipe(trainer, trainer).build().optimizer.learning_rate)
+        return float(checked_recipe(trainer, trainer)[1].optimizer.learning_rate)
 
     assert rate("sgd", learning_rate=0.05) == pytest.approx(0.05)
     assert rate("adam") == pytest.approx(0.001)
