@@ -40,4 +40,7 @@ class Exchange(keras.callbacks.Callback):
     def distance(self) -> float:
         """Returns how far the rank's weights are from the center."""
         # Not by a pull, which would reset the staleness of the exchange that follows.
-        return float(np.linalg.norm(self._weights.read() - self._center.contents().center))
+        local, center = self._weights.read(), self._center.contents().center
+        # In place: large models fill the memory.
+        center -= local
+        return float(np.linalg.norm(center))

@@ -90,7 +90,7 @@ def check_store(configuration: Configuration, data: Any) -> None:
 
 
 def checked_recipe(configuration: Configuration, algorithm: Algorithm) -> tuple[Recipe, Any]:
-    """Returns the recipe of the model, and the copy that the driver has made of it, on the CPU, as ranks will.
+    """Returns the recipe of the model, and the copy that the driver has made, on the CPU, as ranks will.
 
     Raises:
         ValueError: the names of columns are not those that the model needs, or the ranks could not rebuild or

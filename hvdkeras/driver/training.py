@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -127,9 +126,6 @@ def train(
         count = min(2, ensemble.members if ensemble else 1)
         # No name keeps these models: they are not to take memory beside those that are trained.
         finish(Outcome([recipe.build() for _ in range(count)], History([], 0.0, 0), recipe))
-        if recipe.large:
-            # Models hold themselves by cycles.
-            gc.collect()
     if configuration.checkpoint is not None:
         name = type(algorithm).__name__
         made_of = structures(recipe)

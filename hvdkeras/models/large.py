@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdkeras.models.values import read
+from hvdkeras.models.values import as_array
 
 # Below this a copy costs less than the rest of saving and loading.
 LARGE_BYTES = 1 << 20
@@ -27,36 +27,63 @@ _PLACE = 0x68766B65726173
 _changing = threading.RLock()
 
 
+class Weight:
+    """A large weight. In the process where it was saved, a copy of the model shares its memory.
+
+    TensorFlow gives a variable memory of its own when it changes one that shares it.
+
+    Attributes:
+        value: the weight, read-only.
+    """
+
+    def __init__(self, value: np.ndarray, tensor: Any = None) -> None:
+        self.value, self._tensor = value, tensor
+
+    @property
+    def tensor(self) -> Any:
+        """The weight as a tensor."""
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(self.value) if self._tensor is None else self._tensor
+
+    def __reduce__(self) -> tuple[type[Weight], tuple[np.ndarray]]:
+        return Weight, (self.value,)
+
+
 class Beside:
     """The large weights of one file.
 
     Attributes:
-        values: the weights by the number that the file has in their place.
+        weights: by the number that the file has in their place.
         loaded: numbers of those that a layer has loaded.
     """
 
-    def __init__(self, values: dict[int, np.ndarray] | None = None) -> None:
-        self.values = {} if values is None else values
+    def __init__(self, weights: dict[int, Weight] | None = None) -> None:
+        self.weights = {} if weights is None else weights
         self.loaded: set[int] = set()
 
     def put(self, value: Any) -> Any:
         """Returns what the file gets for a value that a layer saves."""
         import keras
+        import tensorflow as tf
 
         if not isinstance(value, keras.Variable) or _bytes(value.shape, value.dtype) < LARGE_BYTES:
             return value
-        number = len(self.values)
-        self.values[number] = read(value)
+        number, tensor = len(self.weights), tf.convert_to_tensor(value.value)
+        self.weights[number] = Weight(as_array(tensor), tensor)
         return np.array([_PLACE, number], np.int64)
 
     def get(self, value: Any) -> Any:
-        """Returns what a layer loads for a value in the file."""
+        """Returns what a layer loads for a value in the file: a tensor for a large weight.
+
+        The driver and the ranks load the same kind of object.
+        """
         is_place = isinstance(value, np.ndarray) and value.dtype == np.int64 and value.shape == (2,)
         if not is_place or value[0] != _PLACE:
             return value
         number = int(value[1])
         self.loaded.add(number)
-        return self.values[number]
+        return self.weights[number].tensor
 
 
 @contextmanager

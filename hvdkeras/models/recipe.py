@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvdkeras.models.compiled import check_left_out, check_metrics, compiles_itself
-from hvdkeras.models.large import Beside, beside_the_file
+from hvdkeras.models.large import Beside, Weight, beside_the_file
 from hvdkeras.models.optimizers import PackedOptimizer, named, optimizers_of, scaled
 from hvdkeras.models.serialization import (
     architecture,
@@ -49,7 +49,7 @@ class Recipe:
     """
 
     content: bytes
-    large: dict[int, np.ndarray]
+    large: dict[int, Weight]
     objects: dict[str, Any]
     trainable: list[bool]
     values: dict[int, np.ndarray]
@@ -189,13 +189,13 @@ class Recipe:
         with beside_the_file(beside):
             self.content, functions = with_functions(model)
         self.objects = {**functions, **self.objects}
-        self.large = beside.values
+        self.large = beside.weights
         try:
             copy, loaded = self._loaded_with()
         except Exception:
             if not self.large:
                 raise
-            # A layer may change what it loads in place, which these arrays do not allow.
+            # A layer may do with what it loads what can be done with arrays only.
             self.content, _ = with_functions(model)
             self.large = {}
             return self._loaded()

@@ -20,14 +20,20 @@ def read(variable: Any) -> np.ndarray:
     It is read-only and lies in TensorFlow's own memory, except where that is a GPU's, and for dtypes that
     NumPy does not have.
     """
-    import keras
     import tensorflow as tf
 
+    return as_array(tf.convert_to_tensor(variable.value))
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """Returns an eager tensor as an array, see `read`."""
+    import keras
+
     try:
-        # An eager tensor lends its memory by the buffer protocol; TensorFlow writes to none that it lent.
-        return np.asarray(memoryview(tf.convert_to_tensor(variable.value)))
+        # The tensor lends its memory by the buffer protocol; TensorFlow writes to none that it lent.
+        return np.asarray(memoryview(tensor))
     except (TypeError, ValueError, BufferError):
-        return keras.ops.convert_to_numpy(variable)
+        return keras.ops.convert_to_numpy(tensor)
 
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:

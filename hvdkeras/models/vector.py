@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# Of a variable that is set in pieces.
+PIECE_BYTES = 4 << 20
+
 
 class FlatWeights:
     """Several Keras variables seen as one float32 vector.
@@ -61,7 +64,22 @@ def assign(variables: Sequence[Any], vector: np.ndarray) -> None:
     if vector.shape != (bounds[-1],):
         raise ValueError(f"vector must have the shape ({bounds[-1]},). Received: {vector.shape}")
     for variable, start, end in zip(variables, bounds, bounds[1:], strict=False):
-        variable.assign(vector[start:end].reshape(variable.shape))
+        _assign(variable, vector[start:end].reshape(variable.shape))
+
+
+def _assign(variable: Any, value: np.ndarray) -> None:
+    """Sets a variable; a large one in pieces, because TensorFlow copies an array on its way."""
+    import tensorflow as tf
+
+    rows = max(1, PIECE_BYTES // max(1, value[:1].nbytes)) if value.ndim else 0
+    if not rows or len(value) <= rows or str(variable.dtype) != str(value.dtype):
+        variable.assign(value)
+        return
+    for first in range(0, len(value), rows):
+        part = value[first : first + rows]
+        tf.raw_ops.ResourceStridedSliceAssign(
+            ref=variable.value.handle, begin=[first], end=[first + len(part)], strides=[1], value=part
+        )
 
 
 def flat(variables: Sequence[Any]) -> np.ndarray:
