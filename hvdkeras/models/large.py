@@ -98,28 +98,27 @@ def beside_the_file(beside: Beside) -> Iterator[None]:
     import keras
     from keras.src.saving import saving_lib
 
-    me = threading.get_ident()
+    me, kind = threading.get_ident(), keras.Variable
     # Keras before 3.8 writes and reads by objects of another class.
-    store = getattr(saving_lib, "H5Entry", None) or saving_lib.H5IOStore
-    kind = keras.Variable
+    store = getattr(saving_lib, "H5Entry", saving_lib.H5IOStore)
     if not (hasattr(store, "__setitem__") and hasattr(store, "__getitem__")):
         yield
         return
-    write, load = store.__setitem__, store.__getitem__
-    initialize = getattr(kind, "_initialize_with_initializer", None)
-
-    def put(self: Any, key: str, value: Any) -> None:
-        write(self, key, beside.put(value) if threading.get_ident() == me else value)
-
-    def get(self: Any, key: str) -> Any:
-        value = load(self, key)
-        return beside.get(value) if threading.get_ident() == me else value
-
-    def begin(self: Any, initializer: Any) -> None:
-        is_drawn = threading.get_ident() != me or not _may_be_zero(initializer, self._shape, self._dtype)
-        initialize(self, initializer if is_drawn else keras.initializers.Zeros())
-
     with _changing:
+        write, load = store.__setitem__, store.__getitem__
+        initialize = getattr(kind, "_initialize_with_initializer", None)
+
+        def put(self: Any, key: str, value: Any) -> None:
+            write(self, key, beside.put(value) if threading.get_ident() == me else value)
+
+        def get(self: Any, key: str) -> Any:
+            value = load(self, key)
+            return beside.get(value) if threading.get_ident() == me else value
+
+        def begin(self: Any, initializer: Any) -> None:
+            is_zero = threading.get_ident() == me and _may_be_zero(initializer, self._shape, self._dtype)
+            initialize(self, keras.initializers.Zeros() if is_zero else initializer)
+
         store.__setitem__, store.__getitem__ = put, get
         if initialize is not None:
             kind._initialize_with_initializer = begin
