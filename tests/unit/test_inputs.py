@@ -10,7 +10,6 @@ import hvdkeras
 from hvdkeras.data.columns import DataError
 from hvdkeras.data.rows import Rows
 from hvdkeras.driver import inputs as driver_inputs
-from hvdkeras.driver.checks import checked_recipe
 from hvdkeras.driver.layout import laid_out
 from hvdkeras.ml.rows import evened, stack, string_rows
 from hvdkeras.models.saved import SavedModel, Tensor
@@ -117,7 +116,7 @@ def test_a_batch_size_of_the_input_is_kept(batch_size, rows, message):
     features = keras.Input((4, 1), batch_size=8)
     trainer = trainer_of(keras.Model(features, layers.Dense(2)(layers.LSTM(2, stateful=True)(features))))
     trainer.batch_size = batch_size
-    recipe, parts = checked_recipe(trainer, trainer.algorithm()), {"training": 2, "validation": 1}
+    recipe, parts = trainer.recipe(), {"training": 2, "validation": 1}
     if message is None:
         driver_inputs.check_batches(trainer, recipe, rows, parts)
         return
