@@ -193,7 +193,6 @@ def _made_center(spec: TrainingSpec, place: Place, replica: Replica, first: Cont
         return WindowCenter(comm, first.center, slots, sharded, spec.timeout, half)
 
 
-
 def _own_contents(replica: Replica) -> Contents:
     """A center that is this rank's own weights."""
     weights = replica.weights.read()
