@@ -178,8 +178,7 @@ class Recipe:
         return other
 
     def release(self) -> None:
-        """Frees the memory of the weights. Nothing can be built any more."""
-        self.content = b""
+        """Frees the weights beside the file. Nothing can be built any more, but the structure is known."""
         self.large.clear()
         self.values.clear()
 
