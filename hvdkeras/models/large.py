@@ -78,7 +78,8 @@ class Beside:
 
         The driver and the ranks load the same kind of object.
         """
-        is_place = isinstance(value, np.ndarray) and value.dtype == np.int64 and value.shape == (2,)
+        # In older versions of Keras it is a dataset of h5py.
+        is_place = getattr(value, "shape", None) == (2,) and value.dtype == np.int64
         if not is_place or value[0] != _PLACE:
             return value
         number = int(value[1])
@@ -99,7 +100,7 @@ def beside_the_file(beside: Beside) -> Iterator[None]:
     from keras.src.saving import saving_lib
 
     me, kind = threading.get_ident(), keras.Variable
-    # Keras before 3.8 writes and reads by objects of another class.
+    # Older versions of Keras write and read by objects of another class.
     store = getattr(saving_lib, "H5Entry", saving_lib.H5IOStore)
     if not (hasattr(store, "__setitem__") and hasattr(store, "__getitem__")):
         yield
