@@ -11,12 +11,11 @@ Scale: simulated seconds until the MLP knows 90% of the test digits, for 1 to 1,
 10 ms and whose exchange occupies the center for 1 ms; also with one worker that is four times slower.
 
 Real: the MLP learns scikit-learn's handwritten digits (1,437 rows four times an epoch, 360 to test) on ranks
-of this machine, and in the simulator. The seconds of a step and of an exchange are measured on the same ranks
-(`measure`) before and after each training, and their means simulated; so they are those of a machine whose
-cores are shared in the same way. The table has the medians of the repetitions and of their ratios.
-Throughput is that of the epochs without the first, which compiles, and the last, in which some ranks have
-ended. Aims: 15% in throughput, 2 points in
-accuracy.
+of this machine, and in the simulator. The seconds of a step, their spread, and those of an exchange are
+measured on the same ranks (`measure`) before and after each training, and their means simulated; so they are
+those of a machine whose cores are shared in the same way. The table has the medians of the repetitions and of
+their ratios. Throughput is that of the epochs without the first, which compiles, and the last, in which some
+ranks have ended. Aims: 15% in throughput, 2 points in accuracy.
 """
 
 import argparse
@@ -166,7 +165,11 @@ def real(workers: int, name: str, epochs: int, repetitions: int) -> None:
     for _ in range(repetitions):
         speed, accuracy = trained(trainer, learn, test)
         after = measure(trainer, learn, workers)
-        times = Times((before.step + after.step) / 2, (before.exchange + after.exchange) / 2)
+        times = Times(
+            (before.step + after.step) / 2,
+            (before.exchange + after.exchange) / 2,
+            spread=(before.spread + after.spread) / 2,
+        )
         found, before = simulate(trainer, learn, workers, times, validation_data=test), after
         simulated = found.evaluations[-1].metrics["accuracy"]
         ratio = found.throughput / speed

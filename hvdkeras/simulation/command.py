@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     times = measure(trainer, _random_rows(model, trainer.loss, rows), options.num_proc)
     size = int(sum(np.prod(variable.shape) for variable in model.trainable_variables))
     # The knee of what is printed.
-    times = Times(*(float(f"{seconds:.3g}") for seconds in (times.step, times.exchange)))
-    print(f"Times(step={times.step:.3g}, exchange={times.exchange:.3g})")
+    given = {name: float(f"{getattr(times, name):.3g}") for name in ("step", "exchange", "spread")}
+    times = Times(**given)
+    print(f"Times({', '.join(f'{name}={value}' for name, value in given.items())})")
     print(f"one center serves {times.knee(options.window, size):.0f} workers before it saturates")
     return 0
 

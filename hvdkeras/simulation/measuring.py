@@ -1,4 +1,4 @@
-"""The seconds of a step and of an exchange, from a short real training on this machine."""
+"""The seconds of a step, their spread, and those of an exchange, from a short training on this machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # The first epoch compiles, and in the last some ranks have ended, whose cores the others have then. Both are
 # left out.
 _EPOCHS = 6
+# Between the quartiles of a normal distribution lie as many standard deviations.
+_QUARTILES = 1.349
 # Arguments that end or resume a training, evaluate its center, or write files.
 _LEFT_OUT = (
     "callbacks",
@@ -43,7 +45,8 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
 
     Returns:
         Times with `step` and `exchange`: medians over the ranks and the epochs but the first and the last.
-        Where gradients are averaged, the wait for slower ranks is part of `exchange`.
+        Where gradients are averaged, the wait for slower ranks is part of `exchange`. `spread` is that of
+        independent steps whose epochs differ as much, by the quartiles: one disturbance does not count.
 
     Raises:
         ValueError: as `Trainer.train`.
@@ -51,16 +54,19 @@ def measure(trainer: Trainer, data: Any, num_workers: int = 1) -> Times:
     used = _bare(trainer)
     used.num_workers, used.num_epoch, used.verbose = num_workers, _EPOCHS, 0
     used.train(data)
-    algorithm, steps, exchanges = used.algorithm(), [], []
+    algorithm, steps, exchanges, counts = used.algorithm(), [], [], []
     averaging = algorithm.gradient_averaging if algorithm.mode is Mode.GRADIENTS else None
     window = averaging.accumulation if averaging else used.communication_window
     for rank in used.history.ranks:
         for epoch in range(1, len(rank.rows) - 1):
             batches = math.ceil(rank.rows[epoch] / used.batch_size)
             windows = math.ceil(batches / min(window or batches, batches))
+            counts.append(batches)
             steps.append(rank.seconds["computation"][epoch] / batches)
             exchanges.append(rank.seconds["communication"][epoch] / windows)
-    return Times(step=float(np.median(steps)), exchange=float(np.median(exchanges)))
+    first, step, third = np.quantile(steps, [0.25, 0.5, 0.75])
+    spread = (third - first) / _QUARTILES / step * np.sqrt(np.median(counts))
+    return Times(step=float(step), exchange=float(np.median(exchanges)), spread=float(spread))
 
 
 def _bare(trainer: Trainer) -> Trainer:
