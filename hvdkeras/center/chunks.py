@@ -88,22 +88,20 @@ def cut(length: int) -> list[slice]:
     return blocks(0, length, -(-length // (count * LINE)) * LINE)
 
 
-def allocate(comm: MPI.Comm, length: int, parts: int, sharded: bool, timeout: float) -> list[Chunk]:
+def allocate(comm: MPI.Comm, length: int, parts: int, holders: Sequence[int], timeout: float) -> list[Chunk]:
     """Makes the windows. Collective.
 
     Args:
         comm: communicator of the ranks.
         length: n, the center's elements.
         parts: 1 + slots.
-        sharded: whether the chunks are spread over the hosts, and over the ranks of each; otherwise all are
-            in the memory of rank 0.
+        holders: the ranks in whose memory the chunks are, in turn.
         timeout: seconds that a wait for the other ranks may take.
 
     Returns:
         The chunks, in the order of their elements.
     """
     slices = cut(length)
-    holders = alternating(hosts_of(comm, timeout)) if sharded else [0]
     hosts = [holders[index % len(holders)] for index in range(len(slices))]
     windows = []
     for elements, host in zip(slices, hosts, strict=True):

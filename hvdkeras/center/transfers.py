@@ -153,10 +153,12 @@ class HalfTransfers:
 
     def push(self, chunk: Chunk, update: np.ndarray) -> None:
         """As of FloatTransfers."""
-        self.hands_over = not self._near[chunk.index]
-        if self.hands_over:
+        self.hands_over = False
+        if not self._near[chunk.index]:
             with self._opened(chunk):
                 self._write_push(chunk, update[chunk.elements])
+            # Not before: after an error the holder must not add what the buffer holds.
+            self.hands_over = True
             return
         center = self._floats.read(chunk, chunk.elements, slice(1))
         center[0] += update[chunk.elements]

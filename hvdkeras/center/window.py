@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from hvdkeras.center.chunks import Chunk, allocate, check_shared_memory, fill, hosts_of
+from hvdkeras.center.chunks import Chunk, allocate, alternating, check_shared_memory, fill, hosts_of
 from hvdkeras.center.contents import Contents
 from hvdkeras.center.counters import Counters
 from hvdkeras.center.half import Half
@@ -89,7 +89,8 @@ class WindowCenter:
                 "ranks on several hosts need MPI_THREAD_MULTIPLE, for a thread that serves the windows. "
                 f"Received: thread level {MPI.Query_thread()}"
             )
-        self._chunks = allocate(self._comm, self._length, self._parts, sharded, timeout)
+        holders = alternating(hosts) if sharded else [0]
+        self._chunks = allocate(self._comm, self._length, self._parts, holders, timeout)
         self._locks = TicketLocks(self._comm, [chunk.host for chunk in self._chunks], timeout)
         # Each rank begins with another chunk.
         first = comm.rank * len(self._chunks) // comm.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import copy as shallow
 from copy import deepcopy
@@ -25,6 +26,8 @@ from hvdkeras.models.signature import Nested, sign, signature_of
 from hvdkeras.models.values import differing, is_seed, read, same, set_seed
 from hvdkeras.models.windows import end_with_the_data
 from hvdkeras.naming import listed
+
+logger = logging.getLogger("hvdkeras")
 
 
 @dataclass
@@ -191,10 +194,16 @@ class Recipe:
         self.large = beside.weights
         try:
             copy, loaded = self._loaded_with()
-        except Exception:
+        except Exception as error:
             if not self.large:
                 raise
             # A layer may do with what it loads what can be done with arrays only.
+            logger.info(
+                "all weights travel in the model's file, because it can't be loaded with them beside it: "
+                "%s: %s",
+                type(error).__name__,
+                error,
+            )
             self.content, _ = with_functions(model)
             self.large = {}
             return self._loaded()

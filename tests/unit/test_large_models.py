@@ -197,12 +197,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_of_model_is_the_same_without_its_weights_in_the_file(monkeypatch, case):
+def test_every_kind_of_model_is_the_same_without_its_weights_in_the_file(monkeypatch, caplog, case):
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     model = CASES[case]()
     optimizer = getattr(model, "optimizer", None) or "sgd"
-    recipe = pickle.loads(cloudpickle.dumps(Recipe.of(model, optimizer, loss="mse")))
+    with caplog.at_level("INFO", "hvdkeras"):
+        recipe = pickle.loads(cloudpickle.dumps(Recipe.of(model, optimizer, loss="mse")))
     assert bool(recipe.large) == (case != "in_place")
+    assert ("all weights travel in the model's file" in caplog.text) == (case == "in_place")
     copy = recipe.build()
     recipe.compare(model, copy)
     if case != "variational":  # whose outputs are random
