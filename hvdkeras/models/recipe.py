@@ -64,18 +64,6 @@ class Recipe:
     signature: Nested | None = None
 
     @classmethod
-    def of(
-        cls,
-        model: Any,
-        optimizer: Any,
-        learning_rate: float | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        **arguments: Any,
-    ) -> Recipe:
-        """Returns the recipe of `with_copy`, without the copy."""
-        return cls.with_copy(model, optimizer, learning_rate, custom_objects, **arguments)[0]
-
-    @classmethod
     def with_copy(
         cls,
         model: Any,

@@ -20,7 +20,7 @@ from hvdkeras.models.structure import structures
 
 def made_of(optimizer="sgd", learning_rate=None, **arguments):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    return structures(Recipe.of(model, optimizer, learning_rate, **{"loss": "mse", **arguments}))
+    return structures(Recipe.with_copy(model, optimizer, learning_rate, **{"loss": "mse", **arguments})[0])
 
 
 STRUCTURES = made_of()

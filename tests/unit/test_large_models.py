@@ -202,7 +202,7 @@ def test_every_kind_of_model_is_the_same_without_its_weights_in_the_file(monkeyp
     model = CASES[case]()
     optimizer = getattr(model, "optimizer", None) or "sgd"
     with caplog.at_level("INFO", "hvdkeras"):
-        recipe = pickle.loads(cloudpickle.dumps(Recipe.of(model, optimizer, loss="mse")))
+        recipe = pickle.loads(cloudpickle.dumps(Recipe.with_copy(model, optimizer, loss="mse")[0]))
     assert bool(recipe.large) == (case != "in_place")
     assert ("all weights travel in the model's file" in caplog.text) == (case == "in_place")
     copy = recipe.build()
@@ -218,7 +218,7 @@ def test_every_kind_of_model_is_the_same_without_its_weights_in_the_file(monkeyp
 
 
 def test_keras_itself_is_as_before():
-    recipe = Recipe.of(wide(), "sgd", loss="mse")
+    recipe = Recipe.with_copy(wide(), "sgd", loss="mse")[0]
     with pytest.raises(ValueError, match="shape"):
         model_from_bytes(recipe.content)
     drawn = keras.layers.Dense(UNITS)

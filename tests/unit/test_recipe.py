@@ -34,7 +34,9 @@ def copied(original: keras.Model, optimizer="own", build=None, **arguments) -> k
     """The copy that a rank makes of what a trainer sends."""
     compiled = compiled_with(original)
     own = compiled.pop("optimizer", "sgd")
-    recipe = Recipe.of(original, own if optimizer == "own" else optimizer, **{**compiled, **arguments})
+    recipe = Recipe.with_copy(
+        original, own if optimizer == "own" else optimizer, **{**compiled, **arguments}
+    )[0]
     return pickle.loads(cloudpickle.dumps(recipe)).build(**(build or {}))
 
 
@@ -377,7 +379,7 @@ def layered(activation="relu", units=8, **dropout) -> bytes:
 
 def test_a_comparison_makes_no_copies_of_its_own():
     model = keras.Sequential([keras.Input((500,)), keras.layers.Dense(500)])
-    recipe = Recipe.of(model, "sgd", loss="mse")
+    recipe = Recipe.with_copy(model, "sgd", loss="mse")[0]
     copy = recipe.build()
     tracemalloc.start()
     try:
